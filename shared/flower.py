@@ -1,0 +1,130 @@
+"""Every touch of Flower's private names, and the encoding of its records, in one place.
+
+Flower's internals move between minor versions, so `flwr==1.41.*` is pinned and `tests/unit/test_flower.py` checks each name used here.
+Importing this module silences Flower's telemetry and update check before flwr is loaded.
+
+A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8, everything else as JSON in the header. Nothing is
+pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal bytes, so a round's global weights are one blob.
+"""
+
+import json
+import os
+from typing import Any
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
+from flwr.app.message.message import make_message
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from shared.errors import Malformed
+
+DEFAULT_TTL_S = 86_400.0
+_KINDS: dict[str, type[MetricRecord] | type[ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
+
+
+def new_message(content: RecordDict, *, run_id: int, node_id: int, message_type: str, group_id: str = "") -> Message:
+    """A message that needs no process-wide `TaskIdentity`, which `Message(...)` insists on."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=node_id,
+        reply_to_message_id="",
+        group_id=group_id,
+        created_at=0.0,
+        ttl=DEFAULT_TTL_S,
+        message_type=message_type,
+    )
+    return make_message(metadata=metadata, content=content)
+
+
+def stamp(message: Message, *, run_id: int, message_id: str) -> None:
+    """Give a message its run and id. There is no setter, and a strategy may have built it under another identity."""
+    message.metadata.__dict__["_run_id"] = run_id
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def reply_with(request: Message, content: RecordDict) -> Message:
+    """A reply from the node that `request` was sent to."""
+    return make_message(metadata=_reply_metadata(request), content=content)
+
+
+def reply_error(request: Message, code: int, reason: str) -> Message:
+    """A failed reply; strategies log it and leave it out."""
+    return make_message(metadata=_reply_metadata(request), error=Error(code=code, reason=reason))
+
+
+def _reply_metadata(request: Message) -> Metadata:
+    old = request.metadata
+    return Metadata(
+        run_id=old.run_id,
+        message_id="",
+        src_node_id=old.dst_node_id,
+        dst_node_id=old.src_node_id,
+        reply_to_message_id=old.message_id,
+        group_id=old.group_id,
+        created_at=0.0,
+        ttl=old.ttl,
+        message_type=old.message_type,
+    )
+
+
+def encode_records(records: RecordDict) -> bytes:
+    """One self-describing blob. Raises `Malformed` for a record type Flower does not define."""
+    layout: list[dict[str, Any]] = []
+    tensors: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+    for name, record in records.items():
+        if isinstance(record, ArrayRecord):
+            arrays = []
+            for key, array in record.items():
+                arrays.append([key, array.dtype, list(array.shape), array.stype])
+                tensors[f"{len(layout)}/{len(arrays) - 1}"] = np.frombuffer(array.data, dtype=np.uint8)
+            layout.append({"name": name, "kind": "arrays", "arrays": arrays})
+        elif isinstance(record, MetricRecord | ConfigRecord):
+            kind = "metrics" if isinstance(record, MetricRecord) else "config"
+            layout.append({"name": name, "kind": kind, "values": {k: _to_json(v) for k, v in record.items()}})
+        else:
+            raise Malformed(f"cannot send a {type(record).__name__}")
+    return save_tensors(tensors, metadata={"records": json.dumps(layout)})
+
+
+def decode_records(blob: bytes) -> RecordDict:
+    """The inverse of `encode_records`. Raises `Malformed` for anything that it did not write."""
+    try:
+        header_size = int.from_bytes(blob[:8], "little")
+        layout = json.loads(json.loads(blob[8 : 8 + header_size])["__metadata__"]["records"])
+        tensors = load_tensors(blob)
+        records = RecordDict()
+        for index, entry in enumerate(layout):
+            if entry["kind"] == "arrays":
+                records[entry["name"]] = ArrayRecord(
+                    {
+                        key: Array(dtype, tuple(shape), stype, tensors[f"{index}/{place}"].tobytes())
+                        for place, (key, dtype, shape, stype) in enumerate(entry["arrays"])
+                    }
+                )
+            else:
+                values = {key: _from_json(value) for key, value in entry["values"].items()}
+                records[entry["name"]] = _KINDS[entry["kind"]](values)
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise Malformed("not a record blob", detail=str(error)[:200]) from error
+    return records
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return {"hexes": [item.hex() for item in value]}
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return bytes.fromhex(value["hex"]) if "hex" in value else [bytes.fromhex(item) for item in value["hexes"]]
+    return value

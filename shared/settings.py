@@ -1,0 +1,76 @@
+"""TOML → one frozen dataclass, strictly: unknown keys, wrong types and impossible values are refused, with the key's path.
+
+A dataclass checks its own values in `__post_init__` with `ValueError`; here that becomes a `ConfigError` that names the place.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cattrs import ClassValidationError, Converter, transform_error
+from cattrs.errors import ForbiddenExtraKeysError
+
+from shared.errors import ConfigError
+
+
+T = TypeVar("T")
+_converter = Converter(forbid_extra_keys=True)
+
+
+def _strictly(kind: type) -> Any:
+    def structure(value: Any, _: type) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, found {type(value).__name__} {value!r}")
+        return value
+
+    return structure
+
+
+def _number(value: Any, _: type) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"expected a number, found {type(value).__name__} {value!r}")
+    return float(value)
+
+
+for _kind in (bool, int, str):
+    _converter.register_structure_hook(_kind, _strictly(_kind))
+_converter.register_structure_hook(float, _number)
+_converter.register_structure_hook(Path, lambda value, _: Path(_strictly(str)(value, str)))
+
+
+def from_mapping(kind: type[T], values: Any, *, where: str = "") -> T:
+    """`values` (as TOML or JSON gives it) as a `kind`. Raises `ConfigError` naming the first key at fault."""
+    try:
+        return _converter.structure(values, kind)
+    except ClassValidationError as error:
+        first = transform_error(error, path=where or kind.__name__, format_exception=_explain)[0]
+        message, _, path = first.partition(" @ ")
+        raise ConfigError(message, path=path) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error), path=where or kind.__name__) from error
+
+
+def _explain(error: BaseException, kind: type | None) -> str:
+    if isinstance(error, ForbiddenExtraKeysError):
+        return f"unknown key {', '.join(sorted(error.extra_fields))}"
+    if isinstance(error, KeyError):
+        return f"missing key {error.args[0]}"
+    return str(error)
+
+
+def parse_toml(kind: type[T], text: str, *, where: str = "") -> T:
+    """Raises `ConfigError`."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}", path=where) from error
+    return from_mapping(kind, values, where=where)
+
+
+def load_toml(kind: type[T], path: Path) -> T:
+    """Raises `ConfigError`, also when the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", path=str(path)) from error
+    return parse_toml(kind, text, where=str(path))
