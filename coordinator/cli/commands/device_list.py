@@ -1,0 +1,42 @@
+"""`coordinator device list`."""
+
+from pathlib import Path
+
+import click
+
+from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+
+
+@click.command("list")
+@click.option("--cohort", default="", help="Only these, e.g. 'site=lab, share=25%'.")
+@json_option
+@home_option
+def command(home: Path, cohort: str, as_json: bool) -> None:
+    """List devices, what they serve and whether they are connected.
+
+    \b
+    coordinator device list
+    coordinator device list --cohort 'profile=jetson-nano' --json
+    """
+    from coordinator.cli.render import labels, moment, print_json, print_table, to_plain
+    from protos.fleet.v1 import admin_pb2
+
+    with admin(home) as stub:
+        devices = stub.ListDevices(admin_pb2.ListDevicesRequest(cohort=cohort), timeout=CALL_TIMEOUT_S).devices
+    if as_json:
+        print_json([to_plain(device) for device in devices])
+        return
+    print_table(
+        devices,
+        [
+            ("NAME", lambda d: d.name),
+            ("ID", lambda d: d.id),
+            ("STATE", lambda d: d.state),
+            ("ONLINE", lambda d: "yes" if d.connected else "no"),
+            ("SERVES", lambda d: " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in d.models) or "-"),
+            ("PROFILE", lambda d: d.profile or "-"),
+            ("LABELS", lambda d: labels(d.labels) or "-"),
+            ("LAST SEEN", lambda d: moment(d.last_seen_at)),
+        ],
+        empty="no devices yet: make a join token with `coordinator token create`",
+    )

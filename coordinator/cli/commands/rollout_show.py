@@ -1,0 +1,25 @@
+"""`coordinator rollout show`."""
+
+from pathlib import Path
+
+import click
+
+from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+
+
+@click.command("show")
+@click.argument("rollout")
+@json_option
+@home_option
+def command(home: Path, rollout: str, as_json: bool) -> None:
+    """Show a rollout, device by device, with each device's signed measurements.
+
+    \b
+    coordinator rollout show rol-0123456789
+    """
+    from coordinator.cli.rollout import show_rollout
+    from protos.fleet.v1 import admin_pb2
+
+    with admin(home) as stub:
+        answer = stub.GetRollout(admin_pb2.RolloutRequest(rollout=rollout), timeout=CALL_TIMEOUT_S)
+    show_rollout(answer, as_json=as_json)

@@ -1,0 +1,33 @@
+"""`coordinator rollout watch`."""
+
+from pathlib import Path
+
+import click
+
+from coordinator.cli.client import admin, home_option, json_option
+
+
+@click.command("watch")
+@click.argument("rollout")
+@json_option
+@home_option
+def command(home: Path, rollout: str, as_json: bool) -> None:
+    """Follow a rollout until it ends. With --json, one snapshot a line.
+
+    \b
+    coordinator rollout watch rol-0123456789
+    """
+    from collections import Counter
+
+    from coordinator.cli.render import print_line, to_plain
+    from protos.fleet.v1 import admin_pb2
+
+    with admin(home) as stub:
+        for snapshot in stub.WatchRollout(admin_pb2.RolloutRequest(rollout=rollout)):
+            if as_json:
+                print_line(to_plain(snapshot))
+                continue
+            counts = Counter(device.state.lower() for device in snapshot.devices)
+            words = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+            reason = f" ({snapshot.reason})" if snapshot.reason else ""
+            click.echo(f"stage {snapshot.stage} of {snapshot.stages}  {snapshot.state}{reason}  {words}")

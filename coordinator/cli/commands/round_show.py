@@ -1,0 +1,51 @@
+"""`coordinator round show`."""
+
+from pathlib import Path
+
+import click
+
+from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+
+
+@click.command("show")
+@click.argument("job")
+@click.argument("round_number", metavar="ROUND", type=click.IntRange(1))
+@click.option("--attempt", default=0, help="Which try; the committed one if not given.")
+@json_option
+@home_option
+def command(home: Path, job: str, round_number: int, attempt: int, as_json: bool) -> None:
+    """Show what each device did in a round: counted, dropped, recovered or rejected, and why.
+
+    \b
+    coordinator round show digits 3
+    """
+    from coordinator.cli.render import print_fields, print_json, print_table, size, to_plain
+    from protos.fleet.v1 import admin_pb2
+
+    request = admin_pb2.RoundRequest(job=job, round=round_number, attempt=attempt)
+    with admin(home) as stub:
+        answer = stub.GetRound(request, timeout=CALL_TIMEOUT_S)
+    if as_json:
+        print_json(to_plain(answer))
+        return
+    print_fields(
+        [
+            ("state", answer.state + (f" ({answer.reason})" if answer.reason else "")),
+            ("attempt", str(answer.attempt)),
+            ("examples", str(answer.total_weight)),
+            *((name, f"{answer.metrics[name]:.4f}") for name in sorted(answer.metrics)),
+        ]
+    )
+    print_table(
+        answer.devices,
+        [
+            ("DEVICE", lambda d: d.name),
+            ("OUTCOME", lambda d: d.outcome),
+            ("EXAMPLES", lambda d: str(d.weight) if d.weight else "secret" if d.outcome == "counted" else "-"),
+            ("UP", lambda d: size(d.bytes_up)),
+            ("DOWN", lambda d: size(d.bytes_down)),
+            ("SECONDS", lambda d: f"{d.seconds:.1f}"),
+            ("REASON", lambda d: d.reason or "-"),
+        ],
+        empty="no devices",
+    )

@@ -1,0 +1,29 @@
+"""`coordinator serve`."""
+
+from pathlib import Path
+
+import click
+
+from coordinator.cli.client import home_option
+
+
+@click.command("serve")
+@click.option("--host", help="Address to listen on, instead of the settings file's.")
+@click.option("--enrolment-port", type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option("--fleet-port", type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="0: any free port.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-json/--log-text", default=None, help="How to log on standard error.")
+@home_option
+def command(home: Path, **overrides: object) -> None:
+    """Run the coordinator until SIGTERM or Ctrl-C. Running jobs and rollouts go on where they stood.
+
+    \b
+    coordinator serve
+    coordinator serve --home ./coordinator --log-level debug
+    """
+    from coordinator.app import serve
+    from coordinator.config import Home, load_config
+
+    home_folder = Home(home)
+    serve(home_folder, load_config(home_folder, overrides))

@@ -1,0 +1,31 @@
+"""What the device commands share: one request, one answer, printed whole."""
+
+from pathlib import Path
+
+from coordinator.cli.client import CALL_TIMEOUT_S, admin
+from coordinator.cli.render import labels, moment, print_fields, print_json, to_plain
+from protos.fleet.v1 import admin_pb2
+
+
+def call_and_show(home: Path, method: str, device: str, *, reason: str = "", as_json: bool = False) -> None:
+    """Call `Admin.METHOD` for one device and print the device as it is then."""
+    with admin(home) as stub:
+        answer = getattr(stub, method)(admin_pb2.DeviceRequest(device=device, reason=reason), timeout=CALL_TIMEOUT_S)
+    if as_json:
+        print_json(to_plain(answer))
+        return
+    print_fields(
+        [
+            ("name", answer.name),
+            ("id", answer.id),
+            ("state", answer.state + (f" ({answer.reason})" if answer.reason else "")),
+            ("connected", "yes" if answer.connected else "no"),
+            ("serves", " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in answer.models) or "-"),
+            ("labels", labels(answer.labels) or "-"),
+            ("profile", answer.profile or "-"),
+            ("agent", answer.agent_version or "-"),
+            ("enrolled", moment(answer.enrolled_at)),
+            ("last seen", moment(answer.last_seen_at)),
+            ("certificate until", moment(answer.certificate_expires_at)),
+        ]
+    )

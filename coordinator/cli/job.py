@@ -1,0 +1,32 @@
+"""How jobs and their events are printed."""
+
+import json
+from typing import Any
+
+from coordinator.cli.render import moment, print_fields, print_json, to_plain
+
+
+def show_job(job: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(to_plain(job))
+        return
+    print_fields(
+        [
+            ("id", job.id),
+            ("name", job.name),
+            ("state", job.state + (f" ({job.reason})" if job.reason else "")),
+            ("rounds", f"{job.rounds_committed} of {job.rounds_total}"),
+            ("strategy", job.strategy + (", summed in secret" if job.secure else "")),
+            ("release", f"{job.model}:{job.release}" if job.release else "-"),
+            ("submitted", moment(job.created_at)),
+            ("ended", moment(job.ended_at)),
+        ]
+    )
+
+
+def event_line(event: Any) -> str:
+    """One line a person can follow."""
+    detail = json.loads(event.detail_json or "{}")
+    words = " ".join(f"{key}={value}" for key, value in sorted(detail.items()))
+    where = f"round {event.round}  " if event.round else ""
+    return f"{moment(event.at)}  {where}{event.kind}  {words}".rstrip()

@@ -1,0 +1,73 @@
+"""The flat shape in which messages travel: names to numbers, text, bytes, or lists of one of these.
+
+Flower's `ConfigRecord` holds it as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.errors import Malformed
+
+FieldValue = int | float | str | bytes | list[int] | list[float] | list[str] | list[bytes]
+Fields = Mapping[str, FieldValue]
+
+MAX_ROWS = 1 << 16
+
+
+class HiddenBytes(bytes):
+    """Bytes that do not show in a `repr`, for secrets that must rest in a record."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} hidden bytes>"
+
+    __str__ = __repr__
+
+
+class Reader:
+    """Typed access to fields that a peer sent. Every method raises `Malformed` for a missing or mistyped one."""
+
+    def __init__(self, fields: Fields, what: str) -> None:
+        self._fields = fields
+        self._what = what
+
+    def _get(self, name: str, *kinds: type) -> Any:
+        value = self._fields.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise Malformed(f"{self._what} lack a valid {name!r}")
+        return value
+
+    def _list(self, name: str, *kinds: type) -> list[Any]:
+        values: list[Any] = self._get(name, list)
+        if len(values) > MAX_ROWS or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in values):
+            raise Malformed(f"{self._what} lack a valid {name!r}")
+        return values
+
+    def integer(self, name: str) -> int:
+        return int(self._get(name, int))
+
+    def number(self, name: str) -> float:
+        return float(self._get(name, int, float))
+
+    def text(self, name: str) -> str:
+        return str(self._get(name, str))
+
+    def blob(self, name: str) -> bytes:
+        return bytes(self._get(name, bytes))
+
+    def integers(self, name: str) -> list[int]:
+        return self._list(name, int)
+
+    def numbers(self, name: str) -> list[float]:
+        return [float(item) for item in self._list(name, int, float)]
+
+    def texts(self, name: str) -> list[str]:
+        return self._list(name, str)
+
+    def blobs(self, name: str) -> list[bytes]:
+        return [bytes(item) for item in self._list(name, bytes)]
+
+    def columns(self, *columns: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The rows of columns that must be of one length."""
+        if len({len(column) for column in columns}) > 1:
+            raise Malformed(f"{self._what} have columns of different lengths")
+        return list(zip(*columns, strict=True))
