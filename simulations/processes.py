@@ -1,4 +1,6 @@
-"""Real child processes: started with a silenced environment and a log each, watched, restarted, and never left behind."""
+"""Real child processes: started with a silenced environment and a log each, watched, restarted, and never left
+behind.
+"""
 
 import asyncio
 import contextlib
@@ -83,7 +85,9 @@ class Child:
 
 
 class Processes:
-    """All processes of a simulation. Leaving the context ends every one, also when the simulator itself is killed (see `guard`)."""
+    """All processes of a simulation. Leaving the context ends every one, also when the simulator itself is killed
+    (see `guard`).
+    """
 
     def __init__(self, logs: Path, *, clock: Clock | None = None, environment: Mapping[str, str] | None = None) -> None:
         self.logs = logs
@@ -114,8 +118,8 @@ class Processes:
     ) -> Child:
         """Start a program in a session of its own; its output goes to `logs/NAME.log`, appended across restarts.
 
-        `talk=True` keeps its standard input and output for `write_line` and `read_line`, and only its errors in the log.
-        Raises `ChildFailed` when the program cannot be started.
+        `talk=True` keeps its standard input and output for `write_line` and `read_line`, and only its errors in the
+        log. Raises `ChildFailed` when the program cannot be started.
         """
         log = self.logs / f"{name}.log"
         pipe = asyncio.subprocess.PIPE
@@ -148,7 +152,9 @@ class Processes:
             await asyncio.gather(*waits)
 
     async def ready(self, child: Child, path: Path, *, timeout_s: float) -> dict[str, Any]:
-        """Wait for the ready file that this very process writes (its `pid` tells). Raises `ChildFailed`, `DeadlineExceeded`."""
+        """Wait for the ready file that this very process writes (its `pid` tells). Raises `ChildFailed`,
+        `DeadlineExceeded`.
+        """
         deadline = self._clock.monotonic() + timeout_s
         while self._clock.monotonic() < deadline:
             content = read_ready(path)

@@ -1,7 +1,7 @@
 """A client's side. A `Client` is a value: every step returns the next one, so a refused step changes nothing.
 
-What a client refuses protects it from the server: a group or threshold below its own policy, keys that no device signed, a
-request for both share kinds of one peer, a second request. It reveals once, then holds no secret.
+What a client refuses protects it from the server: a group or threshold below its own policy, keys that no device
+signed, a request for both share kinds of one peer, a second request. It reveals once, then holds no secret.
 """
 
 from collections.abc import Iterable, Mapping
@@ -224,7 +224,7 @@ class Client:
         return held
 
     def to_fields(self) -> Fields:
-        """For a host that keeps state between messages. It holds secrets (`HiddenBytes`): store it where only this device reads."""
+        """For a host that keeps state between messages. Holds secrets: keep it where only the device reads."""
         made = self.secrets
         secret = [made.share_key.private, made.mask_key.private, made.seed] if made else []
         return {

@@ -1,4 +1,4 @@
-"""Who masks with whom. Drawn over everybody invited, clients 1 to n, so both ends build the same one and it need not be sent.
+"""Who masks with whom. Drawn over all invited, clients 1 to n, so both ends build the same graph and it is not sent.
 
 The complete graph (CCS 2017) costs each client one exchange a peer. Both roles ask only `neighbours`, so a sparse graph
 (Bell et al., CCS 2020) needs another class here and a name in `GRAPHS`, nothing else.

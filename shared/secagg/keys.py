@@ -1,7 +1,7 @@
 """Keys and what is made from them: X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), AES-256-GCM, and the identity ports.
 
-Every derived key binds a purpose, the round's terms and both parties' device names, each field with its length in front,
-so no key can serve another purpose, round or pair. `Secret` keeps key material out of `repr`, logs and pickles.
+Every derived key binds a purpose, the round's terms and both parties' device names, each with its length in front, so
+no key can serve another purpose, round or pair. `Secret` keeps key material out of `repr`, logs and pickles.
 """
 
 import hashlib
@@ -142,7 +142,7 @@ class Identity(Protocol):
 
 class Verifier(Protocol):
     def verify(self, certificate: bytes, signature: bytes, data: bytes) -> str:
-        """The device that signed `data`. Raises `SignatureInvalid` for a bad signature, chain or revoked certificate."""
+        """The device that signed `data`. Raises `SignatureInvalid` for a bad signature or chain."""
         ...
 
 

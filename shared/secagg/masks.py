@@ -31,7 +31,7 @@ class Mask:
 
 
 def apply_masks(words: Words, masks: Iterable[Mask], *, counter: bytes = bytes(16)) -> None:
-    """Add every mask to `words`, in place, in O(1) memory. Raises `ValueError` unless it is a writable uint32 vector."""
+    """Add every mask to `words`, in place. Raises `ValueError` unless it is a writable vector of uint32."""
     if words.dtype != np.dtype("<u4") or words.ndim != 1 or not words.flags.writeable:
         raise ValueError("masks are added to a writable vector of little-endian uint32")
     streams = [(Cipher(AES(mask.key.reveal()), CTR(counter)).encryptor(), mask.negative) for mask in masks]

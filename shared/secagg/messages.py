@@ -1,4 +1,4 @@
-"""What clients and server say to each other, as frozen values with their flat forms. `from_fields` raises `Malformed`."""
+"""What clients and server say to each other: frozen values, each with a flat form. `from_fields` raises `Malformed`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from enum import StrEnum
 
 from shared.errors import ProtocolError
 from shared.secagg.fields import Fields, Reader
-from shared.secagg.keys import KEY_BYTES, PROTOCOL, Secret, Verifier, bind, digest
+from shared.secagg.keys import KEY_BYTES, PROTOCOL, KeyPair, Secret, Verifier, bind, digest
 from shared.secagg.terms import Terms
+
+_PROBE = KeyPair.from_private(Secret(bytes(range(KEY_BYTES))))  # no secret: it finds public keys of small order
 
 
 class Phase(StrEnum):
@@ -34,9 +36,11 @@ class Advert:
         return bind(PROTOCOL, "advert", terms.digest, self.index, self.device, self.share_public, self.mask_public)
 
     def check(self, terms: Terms, verifier: Verifier) -> None:
-        """Raises `SignatureInvalid` unless the named device signed these keys for this round, `ProtocolError` for their size."""
+        """Raises `SignatureInvalid` unless the named device signed these keys for this round; `ProtocolError`."""
         if len(self.share_public) != KEY_BYTES or len(self.mask_public) != KEY_BYTES:
             raise ProtocolError(f"the keys of {self.device} are not X25519 keys")
+        for public in (self.share_public, self.mask_public):
+            _PROBE.agree(public)
         signer = verifier.verify(self.certificate, self.signature, self.statement(terms))
         if signer != self.device:
             raise ProtocolError(f"the keys of {self.device} are signed by {signer}")
@@ -85,7 +89,7 @@ class Roster:
 class Letter:
     """One holder's two shares, sealed, with commitments by which a changed share is told and its holder named.
 
-    `peer` is the recipient in a `Deal`, the sender in an `Inbox`. A dealer keeps its own shares: that letter's box is empty.
+    `peer` is the recipient in a `Deal`, the sender in an `Inbox`. A dealer's letter to itself has an empty box.
     """
 
     peer: int

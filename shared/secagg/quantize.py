@@ -134,10 +134,10 @@ def encode(schema: Schema, weight: float, metrics: Mapping[str, float], arrays: 
 
     Messages name the field, never the value.
     """
-    weight = _checked_weight(schema, weight)
-    share = weight / schema.max_weight
+    examples = _checked_weight(schema, weight)
+    share = examples / schema.max_weight
     words = np.empty(schema.length, dtype="<u4")
-    words[:HEADER_WORDS] = (1, weight)
+    words[:HEADER_WORDS] = (1, examples)
     for place, metric in enumerate(schema.metrics, start=HEADER_WORDS):
         words[place] = round(share * _unit(metric, metrics) * schema._full)
     if set(arrays) != {item.name for item in schema.arrays}:
@@ -153,12 +153,10 @@ def encode(schema: Schema, weight: float, metrics: Mapping[str, float], arrays: 
 
 
 def _checked_weight(schema: Schema, weight: float) -> int:
-    if not (math.isfinite(weight) and weight == int(weight) and weight >= 0):
-        raise UpdateRejected("the weight is not a whole number of examples")
     if weight > schema.max_weight:
-        raise UpdateRejected(
-            f"the weight is above max_weight {schema.max_weight}: raise it in the job, or send fewer examples"
-        )
+        raise UpdateRejected(f"the weight is above max_weight {schema.max_weight}: raise it in the job's settings")
+    if not (weight >= 0 and weight == int(weight)):  # also false for NaN
+        raise UpdateRejected("the weight is not a whole number of examples")
     return int(weight)
 
 
@@ -187,7 +185,8 @@ def _quantize(item: ArrayField, new: NDArray[Any], old: NDArray[Any], factor: fl
         stop = min(start + BLOCK_WORDS, new.size)
         block = scratch[: stop - start]
         if new.dtype.kind == "f":
-            np.subtract(new[start:stop], old[start:stop], out=block, dtype=np.float64)
+            with np.errstate(all="ignore"):  # infinities and overflow are judged below
+                np.subtract(new[start:stop], old[start:stop], out=block, dtype=np.float64)
         else:
             block[:] = _integer_change(item, new[start:stop].astype(np.int64), old[start:stop].astype(np.int64))
         low, high = block.min(), block.max()

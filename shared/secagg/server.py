@@ -1,16 +1,15 @@
 """The server's side. It adds each masked vector as it comes, so it holds one vector and a few KB a client.
 
-A message is checked whole before anything changes. What a client gets wrong raises `PeerError` (leave that client out, and name it); what ends the
-round raises `RoundAborted`. Neither the sum nor any part of it is returned unless it is exact.
+A message is checked whole before anything changes. What a client gets wrong raises a `PeerError` (leave that client
+out, and name it); what ends the round raises `RoundAborted`. No sum is returned unless it is exact.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from shared.errors import Malformed, ProtocolError, RoundAborted
-from shared.secagg.client import check_advert
-from shared.secagg.graph import Graph, build_graph
+from shared.secagg.graph import build_graph
 from shared.secagg.keys import KeyPair, Secret, Verifier, pair_mask_key, self_mask_key
 from shared.secagg.masks import Mask, Words, apply_masks
 from shared.secagg.messages import (
@@ -36,9 +35,11 @@ class Server:
         self.terms = terms
         self.quorum = max(quorum, terms.threshold)
         self._verifier = verifier
+        self._graph = build_graph(terms.graph, terms.clients)
         self._state = ServerState.KEYS
         self._roster: dict[int, Advert] = {}
-        self._deals: dict[int, Deal] = {}
+        self._seed_digests: dict[int, bytes] = {}
+        self._letters: dict[int, dict[int, Letter]] = {}  # dealer → holder → what was dealt
         self._sum: Words = np.zeros(length, dtype="<u4")
         self._counted: set[int] = set()
         self._reveals: dict[int, Reveal] = {}
@@ -62,7 +63,7 @@ class Server:
         known = {key for item in self._roster.values() for key in (item.share_public, item.mask_public)}
         if known & {advert.share_public, advert.mask_public} or advert.share_public == advert.mask_public:
             raise ProtocolError(f"the keys of {advert.device} are not fresh")
-        check_advert(advert, self.terms, self._verifier)
+        advert.check(self.terms, self._verifier)
         self._roster[advert.index] = advert
         self._state = state
 
@@ -73,31 +74,29 @@ class Server:
     def add_deal(self, deal: Deal) -> None:
         """Raises `ProtocolError` unless the letters are for exactly the dealer's neighbours and itself."""
         state = advance(SERVER, self._state, ServerEvent.DEAL)
-        if deal.sender not in self._roster or deal.sender in self._deals:
+        if deal.sender not in self._roster or deal.sender in self._letters:
             raise ProtocolError(f"client {deal.sender} sent no keys, or has dealt already")
-        expected = {deal.sender, *self._graph(self._roster).neighbours(deal.sender)}
-        if len(deal.letters) != len(expected) or {letter.peer for letter in deal.letters} != expected:
+        letters = {letter.peer: letter for letter in deal.letters}
+        expected = {deal.sender, *self._graph.neighbours(deal.sender, self._roster)}
+        if len(deal.letters) != len(expected) or set(letters) != expected:
             raise ProtocolError(f"{self._device(deal.sender)} dealt shares to the wrong clients")
-        self._deals[deal.sender] = deal
+        self._letters[deal.sender] = letters
+        self._seed_digests[deal.sender] = deal.seed_digest
         self._state = state
 
     def close_shares(self) -> dict[int, Inbox]:
         """What to send to each client that dealt."""
-        self._close(ServerEvent.CLOSE_SHARES, len(self._deals), "dealt shares")
-        graph = self._graph(self._deals)
-        return {
-            index: Inbox(tuple(self._letter(sender, index) for sender in graph.neighbours(index)))
-            for index in self._deals
-        }
+        self._close(ServerEvent.CLOSE_SHARES, len(self._letters), "dealt shares")
+        return {index: self._inbox(index) for index in self._letters}
 
-    def _letter(self, sender: int, recipient: int) -> Letter:
-        letter = next(item for item in self._deals[sender].letters if item.peer == recipient)
-        return Letter(sender, letter.box, letter.key_commitment, letter.seed_commitment)
+    def _inbox(self, recipient: int) -> Inbox:
+        senders = self._graph.neighbours(recipient, self._letters)
+        return Inbox(tuple(replace(self._letters[sender][recipient], peer=sender) for sender in senders))
 
     def add_vector(self, index: int, words: Words) -> None:
-        """Add a masked vector to the sum. Raises `ProtocolError` from a stranger or a second time, `Malformed` for its shape."""
+        """Add a masked vector to the sum. Raises `ProtocolError` (a stranger, or twice), `Malformed` (its shape)."""
         state = advance(SERVER, self._state, ServerEvent.VECTOR)
-        if index not in self._deals or index in self._counted:
+        if index not in self._letters or index in self._counted:
             raise ProtocolError(f"client {index} dealt no shares, or has sent its vector already")
         if words.dtype != np.dtype("<u4") or words.shape != self._sum.shape:
             raise Malformed(f"{self._device(index)} sent a vector of another type or length")
@@ -105,10 +104,15 @@ class Server:
         self._counted.add(index)
         self._state = state
 
-    def close_masked(self) -> UnmaskRequest:
-        """The request that every counted client gets (a sparse graph restricts it to its neighbours)."""
+    def close_masked(self) -> dict[int, UnmaskRequest]:
+        """What to ask of each counted client."""
         self._close(ServerEvent.CLOSE_MASKED, len(self._counted), "sent masked vectors")
-        return UnmaskRequest(tuple(sorted(self._counted)), tuple(sorted(set(self._deals) - self._counted)))
+        return {index: self._request(index) for index in self._counted}
+
+    def _request(self, holder: int) -> UnmaskRequest:
+        near = (holder, *self._graph.neighbours(holder, self._letters))
+        counted = tuple(sorted(dealer for dealer in near if dealer in self._counted))
+        return UnmaskRequest(counted, tuple(sorted(set(near) - set(counted))))
 
     def add_reveal(self, reveal: Reveal) -> None:
         """Raises `ProtocolError`, naming the device, for shares not asked for or other than those dealt to it."""
@@ -116,8 +120,8 @@ class Server:
         holder = reveal.sender
         if holder not in self._counted or holder in self._reveals:
             raise ProtocolError(f"client {holder} is not counted, or has revealed already")
-        near = {holder, *self._graph(self._deals).neighbours(holder)}
-        if set(reveal.seed_shares) != near & self._counted or set(reveal.key_shares) != near - self._counted:
+        asked = self._request(holder)
+        if set(reveal.seed_shares) != set(asked.seeds_of) or set(reveal.key_shares) != set(asked.keys_of):
             raise ProtocolError(f"{self._device(holder)} revealed other shares than were asked for")
         for kind, shares in (("seed", reveal.seed_shares), ("key", reveal.key_shares)):
             for dealer, share in shares.items():
@@ -127,11 +131,11 @@ class Server:
         self._state = state
 
     def _commitment(self, kind: str, dealer: int, holder: int) -> bytes:
-        letter = self._letter(dealer, holder)
+        letter = self._letters[dealer][holder]
         return letter.seed_commitment if kind == "seed" else letter.key_commitment
 
     def finish(self) -> Words:
-        """The exact sum of the counted vectors. Raises `RoundAborted` with too few shares, or naming a dealer whose shares are false."""
+        """The exact sum of the counted vectors. Raises `RoundAborted` for too few shares, or false ones (named)."""
         state = advance(SERVER, self._state, ServerEvent.FINISH)
         try:
             masks = self._masks()
@@ -140,49 +144,51 @@ class Server:
             raise
         apply_masks(self._sum, masks)
         self._state = state
-        self._deals, self._reveals = {}, {}
+        self._letters, self._reveals = {}, {}
         return self._sum
 
     def abort(self) -> None:
         """Drop everything. The round is run again with fresh keys."""
         self._state = advance(SERVER, self._state, ServerEvent.ABORT)
         self._sum = np.zeros(0, dtype="<u4")
-        self._deals, self._reveals = {}, {}
+        self._letters, self._reveals = {}, {}
 
     def _masks(self) -> list[Mask]:
-        """Everything that must still be added to the sum: minus the self-masks of the counted, minus the pairwise masks of the dropped."""
+        """What must still go out of the sum: the self-masks of the counted and the pairwise masks of the dropped."""
         weights: dict[tuple[int, ...], dict[int, int]] = {}
         masks = []
         for dealer in sorted(self._counted):
             seed = self._recover("seed", dealer, weights)
-            if seed_digest(self.terms, dealer, seed) != self._deals[dealer].seed_digest:
+            if seed_digest(self.terms, dealer, seed) != self._seed_digests[dealer]:
                 raise RoundAborted(f"{self._device(dealer)} dealt shares of another seed than it committed to")
             masks.append(Mask(self_mask_key(seed, self.terms.digest, self._device(dealer)), negative=True))
-        graph = self._graph(self._deals)
-        for dealer in sorted(set(self._deals) - self._counted):
+        for dealer in sorted(set(self._letters) - self._counted):
             pair = KeyPair.from_private(self._recover("key", dealer, weights))
             if pair.public != self._roster[dealer].mask_public:
                 raise RoundAborted(f"{self._device(dealer)} dealt shares of another key than it advertised")
-            masks += [self._pair_mask(pair, dealer, peer) for peer in graph.neighbours(dealer) if peer in self._counted]
+            masks += [self._pair_mask(pair, dealer, peer) for peer in self._graph.neighbours(dealer, self._counted)]
         return masks
 
     def _pair_mask(self, pair: KeyPair, dropped: int, counted: int) -> Mask:
-        """What takes the mask with `dropped` out of the vector of `counted`, which had added it with the sign of their order."""
+        """Takes the mask with `dropped` out of the vector of `counted`; its sign there follows their order."""
         one, other = self._roster[dropped], self._roster[counted]
         key = pair_mask_key(pair, other.mask_public, self.terms.digest, one.device, other.device)
         return Mask(key, negative=counted < dropped)
 
-    def _recover(self, kind: str, dealer: int, weights: dict[tuple[int, ...], dict[int, int]]) -> Secret:
-        shares = {
-            holder: (reveal.seed_shares if kind == "seed" else reveal.key_shares)[dealer]
+    def _shares(self, kind: str, dealer: int) -> dict[int, Secret]:
+        """Of one dealer's secret, by holder."""
+        by_holder = {
+            holder: reveal.seed_shares if kind == "seed" else reveal.key_shares
             for holder, reveal in sorted(self._reveals.items())
-            if dealer in (reveal.seed_shares if kind == "seed" else reveal.key_shares)
         }
+        return {holder: shares[dealer] for holder, shares in by_holder.items() if dealer in shares}
+
+    def _recover(self, kind: str, dealer: int, weights: dict[tuple[int, ...], dict[int, int]]) -> Secret:
+        shares = self._shares(kind, dealer)
         holders = tuple(shares)[: self.terms.threshold]
         if len(holders) < self.terms.threshold:
-            raise RoundAborted(
-                f"{len(holders)} devices revealed shares, {self.terms.threshold} are needed: run the round again with fresh keys"
-            )
+            needed = f"{self.terms.threshold} are needed: run the round again with fresh keys"
+            raise RoundAborted(f"{len(holders)} devices revealed shares, {needed}")
         if holders not in weights:
             weights[holders] = lagrange(holders)
         try:
@@ -194,13 +200,9 @@ class Server:
         state = advance(SERVER, self._state, event)
         if size < self.quorum:
             self.abort()
-            raise RoundAborted(
-                f"only {size} devices {what}, {self.quorum} are needed: run the round again with fresh keys"
-            )
+            needed = f"{self.quorum} are needed: run the round again with fresh keys"
+            raise RoundAborted(f"only {size} devices {what}, {needed}")
         self._state = state
-
-    def _graph(self, members: Mapping[int, object]) -> Graph:
-        return build_graph(self.terms.graph, members)
 
     def _device(self, index: int) -> str:
         return self._roster[index].device

@@ -35,13 +35,13 @@ class ServerState(Enum):
 
 
 class ServerEvent(Enum):
-    ADVERT = "an advert"
+    ADVERT = "take an advert"
     CLOSE_KEYS = "close the key phase"
-    DEAL = "a deal of shares"
+    DEAL = "take a deal of shares"
     CLOSE_SHARES = "close the share phase"
-    VECTOR = "a masked vector"
+    VECTOR = "take a masked vector"
     CLOSE_MASKED = "close the masked phase"
-    REVEAL = "revealed shares"
+    REVEAL = "take revealed shares"
     FINISH = "finish"
     ABORT = "abort"
 

@@ -1,4 +1,4 @@
-"""What a round agrees on before anything is sent: its `Terms`, and the `Settings` from which both ends build its schema."""
+"""What a round agrees on first: its `Terms`, and the `Settings` from which both ends build the same schema."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -63,7 +63,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Settings:
-    """How values become words. `ranges`: array name (a shell pattern, first match wins) → the largest change of an element.
+    """How values become words.
+
+    `ranges` maps array names (shell patterns, the first match wins) to the largest change of an element.
 
     Metrics that are not declared here stay on the device.
     """

@@ -15,9 +15,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     nodes = int(config["nodes"])
-    strategy = FedAvg(
-        fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes, min_evaluate_nodes=0
-    )
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes, min_evaluate_nodes=0)
     values = np.random.default_rng(0).standard_normal(int(config["parameters"])).astype(np.float32)
     times = Path(str(config["times"]))
 
