@@ -1,6 +1,6 @@
 """Every touch of Flower's private names, and the encoding of its records, in one place.
 
-Flower's internals move between minor versions, so `flwr==1.41.*` is pinned and `tests/unit/test_flower.py` checks each name used here.
+Flower's internals move between minor versions: `flwr==1.41.*` is pinned and `tests/unit/test_flower.py` checks each name used here.
 Importing this module silences Flower's telemetry and update check before flwr is loaded.
 
 A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8, everything else as JSON in the header. Nothing is

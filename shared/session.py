@@ -1,4 +1,4 @@
-"""What an agent and the coordinator say to each other, as frozen values. `shared.wire` parses protobuf into these once, at the edge.
+"""What agent and coordinator say to each other, as frozen values. `shared.wire` parses protobuf into these once, at the edge.
 
 Commands go down, events come up. Both may be repeated: every command and every durable event carries an id, and acting on the
 same id twice changes nothing.

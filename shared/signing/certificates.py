@@ -1,7 +1,7 @@
 """X.509 for one fleet: a P-256 authority, certificates for devices, admins and the coordinator (RFC 5280).
 
 Who a certificate speaks for is its subject alternative name `shoal://ROLE/ID`. Devices and admins get the client-auth usage, the
-coordinator server-auth with the host names it answers to. Verification is one level deep on purpose: the authority signs everything.
+Whom a certificate speaks for is its alternative name `shoal://ROLE/ID`. Devices and admins get the client-auth usage, the
 """
 
 import datetime

@@ -7,7 +7,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from shared.errors import ChildFailed
+from shared.errors import ChildFailed, DeadlineExceeded
 from simulations.processes import Child, Processes, program
 
 APP = Path(__file__).with_name("flower_app")
@@ -16,8 +16,7 @@ _TRY_EVERY_S = 0.2
 
 
 async def seconds_a_round(processes: Processes, work: Path, *, nodes: int, parameters: int, rounds: int) -> list[float]:
-    """FedAvg over `nodes` SuperNodes whose ClientApp returns its input. Raises `ChildFailed` with the log's last line."""
-    work.mkdir(parents=True, exist_ok=True)
+    """FedAvg over `nodes` SuperNodes whose ClientApp returns its input. Raises `ChildFailed`, `DeadlineExceeded`."""
     (port, *node_ports) = _free_ports(nodes + 1)
     environment = _environment(work, port)
     times = work / "times"
@@ -44,7 +43,7 @@ async def seconds_a_round(processes: Processes, work: Path, *, nodes: int, param
 def _environment(work: Path, port: int) -> dict[str, str]:
     """A Flower home of its own, and a PATH on which Flower finds the programs that it starts."""
     home = work / "flower-home"
-    home.mkdir()
+    home.mkdir(parents=True)
     address = f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     (home / "config.toml").write_text(address)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -63,14 +62,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 async def _listening(child: Child, port: int) -> None:
-    async with asyncio.timeout(_START_S):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                if child.exit_code is not None:
-                    raise child.failure() from None
-                await asyncio.sleep(_TRY_EVERY_S)
-            else:
-                writer.close()
-                return
+    for _ in range(round(_START_S / _TRY_EVERY_S)):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            if child.exit_code is not None:
+                raise child.failure() from None
+            await asyncio.sleep(_TRY_EVERY_S)
+        else:
+            writer.close()
+            return
+    raise DeadlineExceeded(f"{child.name} does not listen after {_START_S:g} s", detail=f"log: {child.log}")

@@ -1,4 +1,4 @@
-"""A fleet for protocol tests: signed identities, and a round that can be stopped, damaged or lied to between any two steps."""
+"""A fleet for protocol tests: signed identities, and a round that a test can stop or damage between any two steps."""
 
 import os
 from collections.abc import Container, Iterable

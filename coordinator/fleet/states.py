@@ -1,0 +1,50 @@
+"""Where a device stands, and what may happen to it there."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from shared.errors import Conflict
+
+
+class DeviceState(StrEnum):
+    PENDING = "pending"  # enrolled, waits for approval; has no certificate
+    ACTIVE = "active"
+    QUARANTINED = "quarantined"  # goes on serving; takes no part in rounds or rollouts
+    REVOKED = "revoked"  # for good
+
+
+class DeviceEvent(StrEnum):
+    APPROVE = "approve"
+    QUARANTINE = "quarantine"
+    RELEASE = "release"
+    REVOKE = "revoke"
+
+
+TRANSITIONS: Mapping[DeviceState, Mapping[DeviceEvent, DeviceState]] = {
+    DeviceState.PENDING: {
+        DeviceEvent.APPROVE: DeviceState.ACTIVE,
+        DeviceEvent.REVOKE: DeviceState.REVOKED,
+    },
+    DeviceState.ACTIVE: {
+        DeviceEvent.APPROVE: DeviceState.ACTIVE,
+        DeviceEvent.QUARANTINE: DeviceState.QUARANTINED,
+        DeviceEvent.RELEASE: DeviceState.ACTIVE,
+        DeviceEvent.REVOKE: DeviceState.REVOKED,
+    },
+    DeviceState.QUARANTINED: {
+        DeviceEvent.QUARANTINE: DeviceState.QUARANTINED,
+        DeviceEvent.RELEASE: DeviceState.ACTIVE,
+        DeviceEvent.REVOKE: DeviceState.REVOKED,
+    },
+    DeviceState.REVOKED: {
+        DeviceEvent.REVOKE: DeviceState.REVOKED,
+    },
+}
+
+
+def after(state: DeviceState, event: DeviceEvent) -> DeviceState:
+    """The next state. Repeating an event changes nothing. Raises `Conflict`."""
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise Conflict(f"a device that is {state} cannot be put through '{event}'") from None
