@@ -7,6 +7,7 @@ A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8,
 pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal bytes, so a round's global weights are one blob.
 """
 
+import io
 import json
 import os
 from typing import Any
@@ -17,6 +18,10 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message.message import make_message
+from flwr.common.constant import ErrorCode, SType
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -24,6 +29,9 @@ from safetensors.numpy import save as save_tensors
 from shared.errors import Malformed
 
 DEFAULT_TTL_S = 86_400.0
+REFUSED = ErrorCode.MOD_FAILED_PRECONDITION  # a mod on the device said no, and changed nothing
+APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+weighted_mean_of_metrics = aggregate_metricrecords  # what a stock strategy uses unless told otherwise
 _KINDS: dict[str, type[MetricRecord] | type[ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
 
 
@@ -49,9 +57,46 @@ def stamp(message: Message, *, run_id: int, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def assume_identity(*, run_id: int, node_id: int = 1, task_id: int = 0) -> None:
+    """Set the process-wide identity that strategies need to build a `Message`. One run a process; `stamp` corrects the rest."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, task_id
+
+
+def like(message: Message, content: RecordDict) -> Message:
+    """Another message to the same node, in the same run and group, still without an id."""
+    old = message.metadata
+    metadata = Metadata(
+        run_id=old.run_id,
+        message_id="",
+        src_node_id=old.src_node_id,
+        dst_node_id=old.dst_node_id,
+        reply_to_message_id=old.reply_to_message_id,
+        group_id=old.group_id,
+        created_at=old.created_at,
+        ttl=old.ttl,
+        message_type=old.message_type,
+        src_task_id=old.src_task_id,
+        dst_task_id=old.dst_task_id,
+    )
+    metadata.delivered_at = ""
+    return make_message(metadata=metadata, content=content)
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """The same message, id and all, holding something else; the original keeps its content."""
+    return make_message(metadata=message.metadata, content=content)
+
+
 def reply_with(request: Message, content: RecordDict) -> Message:
     """A reply from the node that `request` was sent to."""
     return make_message(metadata=_reply_metadata(request), content=content)
+
+
+def reply_for_all(request: Message, content: RecordDict) -> Message:
+    """A reply that speaks for every node of an exchange, so its source is node 0, nobody."""
+    reply = reply_with(request, content)
+    reply.metadata.__dict__["_src_node_id"] = 0
+    return reply
 
 
 def reply_error(request: Message, code: int, reason: str) -> Message:
@@ -60,18 +105,52 @@ def reply_error(request: Message, code: int, reason: str) -> Message:
 
 
 def _reply_metadata(request: Message) -> Metadata:
+    """Created with its request, so it lives exactly as long: Flower's own transport refuses a reply that outlives it."""
     old = request.metadata
-    return Metadata(
+    metadata = Metadata(
         run_id=old.run_id,
         message_id="",
         src_node_id=old.dst_node_id,
         dst_node_id=old.src_node_id,
         reply_to_message_id=old.message_id,
         group_id=old.group_id,
-        created_at=0.0,
+        created_at=old.created_at,
         ttl=old.ttl,
         message_type=old.message_type,
+        src_task_id=old.dst_task_id,
+        dst_task_id=old.src_task_id,
     )
+    metadata.delivered_at = ""
+    return metadata
+
+
+def to_numpy(array: Array) -> NDArray[Any]:
+    """The array, read-only and without a copy. Raises `Malformed` unless the `.npy` bytes are what the fields say."""
+    stream = io.BytesIO(array.data)
+    try:
+        if array.stype != SType.NUMPY:
+            raise ValueError(f"serialized as {array.stype}")
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
+        if dtype.hasobject or shape != tuple(array.shape) or str(dtype) != array.dtype:
+            raise ValueError(f"holds {dtype} {shape}, not {array.dtype} {tuple(array.shape)}")
+        flat = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, EOFError) as error:
+        raise Malformed("an array is not what it says it is", detail=str(error)[:200]) from error
+
+
+def pack_words(words: NDArray[np.uint32], stype: str) -> Array:
+    """A vector of little-endian uint32, raw, under our own `stype`."""
+    return Array("uint32", (words.size,), stype, words.astype("<u4", copy=False).tobytes())
+
+
+def unpack_words(array: Array, stype: str) -> NDArray[np.uint32]:
+    """The inverse of `pack_words`, without a copy. Raises `Malformed`."""
+    if array.stype != stype or array.dtype != "uint32" or array.shape != (len(array.data) // 4,) or len(array.data) % 4:
+        raise Malformed("not a vector of packed words")
+    return np.frombuffer(array.data, dtype="<u4")
 
 
 def encode_records(records: RecordDict) -> bytes:
@@ -111,7 +190,7 @@ def decode_records(blob: bytes) -> RecordDict:
             else:
                 values = {key: _from_json(value) for key, value in entry["values"].items()}
                 records[entry["name"]] = _KINDS[entry["kind"]](values)
-    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Malformed("not a record blob", detail=str(error)[:200]) from error
     return records
 

@@ -9,6 +9,10 @@ from shared.secagg.fields import Fields, Reader
 from shared.secagg.keys import KEY_BYTES, PROTOCOL, KeyPair, Secret, Verifier, bind, digest
 from shared.secagg.terms import Terms
 
+RECORD = "shoal.secagg"  # the record of a Flower message that makes it a phase of this protocol
+VECTOR_RECORD = "masked"
+WORDS_TYPE = "shoal.secagg.words"  # how a masked vector is serialized: little-endian uint32, raw
+
 _PROBE = KeyPair.from_private(Secret(bytes(range(KEY_BYTES))))  # no secret: it finds public keys of small order
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError
@@ -18,6 +18,7 @@ def labels_and_devices(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
     return labels, devices, minimum
 
 
+@settings(deadline=None)
 @given(labels_and_devices(), st.floats(0.01, 100), SEEDS)
 def test_a_dirichlet_split_gives_each_row_to_exactly_one_device_and_each_device_its_minimum(
     case: tuple[np.ndarray, int, int],
@@ -59,6 +60,7 @@ def test_an_impossible_split_is_refused_and_names_its_key(devices: int, alpha: f
     assert refused.value.path == key
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=300), st.floats(0.01, 0.99), SEEDS)
 def test_a_public_split_is_complete_disjoint_and_holds_every_class(labels: list[int], share: float, seed: int) -> None:
     known = np.array(labels, np.int64)
@@ -67,6 +69,7 @@ def test_a_public_split_is_complete_disjoint_and_holds_every_class(labels: list[
     assert set(known[public].tolist()) == set(labels)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(1, 8))
 def test_a_natural_split_never_divides_a_person(groups: list[int], devices: int) -> None:
     people = np.array(groups, np.int64)
@@ -81,6 +84,7 @@ def test_a_natural_split_never_divides_a_person(groups: list[int], devices: int)
     assert sum(len(one) for one in held) == len(set(groups))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.floats(0.01, 0.99), SEEDS)
 def test_a_holdout_keeps_and_holds_out_at_least_one_row_of_two(count: int, share: float, seed: int) -> None:
     kept, held_out = holdout(np.arange(count), share, np.random.default_rng(seed))

@@ -1,0 +1,95 @@
+"""The coordinator's gRPC servers: enrolment (server TLS), fleet (mutual TLS), admin (Unix socket)."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from coordinator.fleet.registry import Registry
+from coordinator.rpc.interceptors import Gate
+from coordinator.rpc.roles import Caller
+from shared.errors import LocalError
+
+# Agents ping every 20 s; servers that forbid that drop them with "too many pings".
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+)
+_MAX_SOCKET_PATH = 107  # bytes, Linux sun_path
+
+
+@dataclass(frozen=True)
+class ServerIdentity:
+    """What the server shows: PEM key and certificate chain, and the PEM authority that clients must come from."""
+
+    key_pem: bytes
+    chain_pem: bytes
+    authority_pem: bytes
+
+    def __repr__(self) -> str:
+        return "ServerIdentity(…)"
+
+
+Register = Callable[[grpc.aio.Server], None]
+
+
+def enrolment_server(
+    identity: ServerIdentity, registry: Registry, address: str, register: Register
+) -> tuple[grpc.aio.Server, int]:
+    """Server TLS alone. Returns the server, not yet started, and its port."""
+    credentials = grpc.ssl_server_credentials([(identity.key_pem, identity.chain_pem)])
+    return _secure(Gate(registry, Caller.ANYONE), credentials, address, register)
+
+
+def fleet_server(
+    identity: ServerIdentity, registry: Registry, address: str, register: Register
+) -> tuple[grpc.aio.Server, int]:
+    """Mutual TLS: no call without a certificate of the fleet's authority."""
+    credentials = grpc.ssl_server_credentials(
+        [(identity.key_pem, identity.chain_pem)],
+        root_certificates=identity.authority_pem,
+        require_client_auth=True,
+    )
+    return _secure(Gate(registry, None), credentials, address, register)
+
+
+def admin_server(registry: Registry, socket: Path, register: Register) -> grpc.aio.Server:
+    """The Unix socket, for whoever may open the file (mode 0600 in a folder of mode 0700)."""
+    path = str(socket.resolve())
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise LocalError(
+            f"the home folder's path is too long for a Unix socket: {path} has over {_MAX_SOCKET_PATH} bytes"
+        )
+    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    socket.unlink(missing_ok=True)
+    server = grpc.aio.server(interceptors=(Gate(registry, Caller.LOCAL),), options=_OPTIONS)
+    register(server)
+    old = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    finally:
+        os.umask(old)
+    return server
+
+
+def _secure(
+    gate: Gate, credentials: grpc.ServerCredentials, address: str, register: Register
+) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(interceptors=(gate,), options=_OPTIONS)
+    register(server)
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise LocalError(f"cannot listen on {address}: is something else there?", detail=str(error)[:200]) from error
+    if port == 0:
+        raise LocalError(f"cannot listen on {address}: is something else there?")
+    return server, port

@@ -1,0 +1,199 @@
+"""`fleet.v1.Session`: the live streams of all agents, and the port through which the nouns reach them.
+
+One stream a device: a second one replaces the first. Listeners run in threads, in order for each device, so none of them can
+hold up the loop. An agent that misses its heartbeats is detached.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+
+from coordinator.fleet.device import Device
+from coordinator.fleet.ports import SessionListener
+from coordinator.fleet.registry import Registry
+from coordinator.fleet.states import DeviceState
+from coordinator.rpc.interceptors import calling_device, calling_peer
+from protos.fleet.v1 import session_pb2, session_pb2_grpc
+from shared.errors import Forbidden, Malformed, ShoalError, Unavailable
+from shared.ids import CommandId, DeviceId, new_command_id
+from shared.session import AgentEvent, Command, Heartbeat, Hello, Order, Welcome
+from shared.wire import command_to_proto, event_from_proto
+
+_log = structlog.get_logger()
+MISSED_HEARTBEATS = 2.5
+MAX_QUEUED_COMMANDS = 1024
+_CLOSE = None
+
+
+@dataclass
+class _Stream:
+    """One attached agent. `inbox` feeds its listener task, `outbox` the wire; None ends either."""
+
+    device: DeviceId
+    hello: Hello
+    outbox: "asyncio.Queue[Command | None]" = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED_COMMANDS))
+    inbox: "asyncio.Queue[Callable[[], None] | None]" = field(default_factory=asyncio.Queue)
+    reason: ShoalError | None = None
+
+
+class SessionHub(session_pb2_grpc.SessionServicer):
+    """Implements `coordinator.fleet.ports.Sessions`. Build it inside the running event loop."""
+
+    def __init__(self, registry: Registry, *, heartbeat_s: float, threads: int = 8) -> None:
+        self._registry = registry
+        self._heartbeat_s = heartbeat_s
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="session")
+        self._listeners: list[SessionListener] = []
+        self._streams: dict[DeviceId, _Stream] = {}
+        self._barred: frozenset[DeviceId] = frozenset()
+
+    # ---- the port
+
+    def connected(self) -> Mapping[DeviceId, Hello]:
+        return {device: stream.hello for device, stream in tuple(self._streams.items()) if device not in self._barred}
+
+    def attached(self) -> frozenset[DeviceId]:
+        """Every attached device, quarantined ones too."""
+        return frozenset(self._streams)
+
+    def send(self, device: DeviceId, order: Order, *, command_id: str = "") -> None:
+        stream = self._streams.get(device)
+        if stream is None:
+            raise Unavailable(f"device {device} is not connected")
+        command = Command(CommandId(command_id) or new_command_id(), order)
+        self._loop.call_soon_threadsafe(self._enqueue, stream, command)
+
+    def subscribe(self, listener: SessionListener) -> None:
+        self._listeners.append(listener)
+
+    def device_changed(self, device: Device) -> None:
+        """An admin changed a device's state: it takes effect on open streams too. Safe to call from any thread."""
+        self._loop.call_soon_threadsafe(self._apply_state, device)
+
+    async def close(self) -> None:
+        """End every stream; listeners finish what they have."""
+        for stream in tuple(self._streams.values()):
+            self._end(stream, Unavailable("the coordinator is stopping; reconnect"))
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+
+    # ---- the service
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[session_pb2.AgentEvent], context: Any
+    ) -> AsyncIterator[session_pb2.Command]:
+        device = calling_device()
+        stream = await self._open(device, request_iterator)
+        reader = asyncio.create_task(self._read(stream, request_iterator), name=f"session {device.name}")
+        listener = asyncio.create_task(self._listen(stream), name=f"listener {device.name}")
+        try:
+            while (command := await stream.outbox.get()) is not _CLOSE:
+                yield command_to_proto(command)
+            if stream.reason is not None:
+                raise stream.reason
+        finally:
+            reader.cancel()
+            self._detach(stream)
+            stream.inbox.put_nowait(_CLOSE)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(listener)
+
+    async def _open(self, device: Device, events: AsyncIterator[session_pb2.AgentEvent]) -> _Stream:
+        try:
+            first = event_from_proto(await asyncio.wait_for(anext(aiter(events)), self._patience_s))
+        except (TimeoutError, StopAsyncIteration) as error:
+            raise Malformed("a session begins with a hello") from error
+        if not isinstance(first.event, Hello):
+            raise Malformed("a session begins with a hello")
+        await asyncio.to_thread(self._registry.hello, device.id, first.event)
+        stream = _Stream(device.id, first.event)
+        if (old := self._streams.get(device.id)) is not None:
+            self._end(old, Unavailable("a newer session of this device took over"))
+        self._streams[device.id] = stream
+        self._apply_state(device)
+        stream.outbox.put_nowait(Command(new_command_id(), Welcome(self._heartbeat_s)))
+        for listener in self._listeners:
+            stream.inbox.put_nowait(partial(listener.attached, device.id, first.event))
+        _log.info(
+            "device attached", device=device.name, serving=[f"{s.model}:{s.release}" for s in first.event.serving]
+        )
+        return stream
+
+    async def _read(self, stream: _Stream, events: AsyncIterator[session_pb2.AgentEvent]) -> None:
+        """Until the agent hangs up, falls silent, or may no longer speak."""
+        peer = calling_peer()
+        try:
+            while True:
+                message = event_from_proto(await asyncio.wait_for(anext(aiter(events)), self._patience_s))
+                if peer.subject is not None:
+                    await asyncio.to_thread(self._registry.admit, peer.subject)
+                self._hand_over(stream, message)
+        except StopAsyncIteration:
+            self._end(stream, None)
+        except TimeoutError:
+            self._end(stream, Unavailable("no heartbeat; reconnect"))
+        except ShoalError as error:
+            self._end(stream, error)
+        except Exception as error:
+            _log.error("session failed", device=stream.device, exc_info=error)
+            self._end(stream, Unavailable("the session failed; reconnect"))
+            raise
+
+    def _hand_over(self, stream: _Stream, message: AgentEvent) -> None:
+        event = message.event
+        if isinstance(event, Heartbeat):
+            stream.inbox.put_nowait(partial(self._registry.seen, stream.device, event.serving))
+            return
+        for listener in self._listeners:
+            stream.inbox.put_nowait(partial(listener.received, stream.device, message.event_id, event))
+
+    async def _listen(self, stream: _Stream) -> None:
+        loop = asyncio.get_running_loop()
+        while (call := await stream.inbox.get()) is not _CLOSE:
+            try:
+                await loop.run_in_executor(self._threads, call)
+            except ShoalError as error:
+                _log.warning("event refused", device=stream.device, reason=str(error))
+            except Exception as error:  # noqa: BLE001  # one bad event must not end the others
+                _log.error("event failed", device=stream.device, exc_info=error)
+
+    # ---- inside, on the loop
+
+    @property
+    def _patience_s(self) -> float:
+        return MISSED_HEARTBEATS * self._heartbeat_s
+
+    def _enqueue(self, stream: _Stream, command: Command) -> None:
+        try:
+            stream.outbox.put_nowait(command)
+        except asyncio.QueueFull:
+            self._end(stream, Unavailable("the agent does not read its commands; reconnect"))
+
+    def _end(self, stream: _Stream, reason: ShoalError | None) -> None:
+        stream.reason = stream.reason or reason
+        if self._streams.get(stream.device) is stream:
+            self._detach(stream)
+        while stream.outbox.full():
+            stream.outbox.get_nowait()
+        stream.outbox.put_nowait(_CLOSE)
+
+    def _detach(self, stream: _Stream) -> None:
+        if self._streams.get(stream.device) is not stream:
+            return
+        del self._streams[stream.device]
+        for listener in self._listeners:
+            stream.inbox.put_nowait(partial(listener.detached, stream.device))
+        _log.info("device detached", device=stream.device)
+
+    def _apply_state(self, device: Device) -> None:
+        barred = device.state is not DeviceState.ACTIVE
+        self._barred = self._barred | {device.id} if barred else self._barred - {device.id}
+        stream = self._streams.get(device.id)
+        if stream is not None and device.state is DeviceState.REVOKED:
+            self._end(stream, Forbidden(f"device {device.name} was revoked", detail=device.reason))

@@ -1,0 +1,108 @@
+"""The fleet's stores in memory, for simulations and tests. They forget when the process ends."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from shared.ids import DeviceId
+from shared.session import MetricBatch, Serving
+
+
+class MemoryFleetStore:
+    """Implements `coordinator.fleet.ports.FleetStore`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._tokens: dict[str, TokenRecord] = {}
+        self._devices: dict[DeviceId, Device] = {}
+        self._audit: list[AuditEntry] = []
+
+    def add_tokens(self, tokens: Sequence[TokenRecord], entry: AuditEntry) -> None:
+        with self._lock:
+            self._tokens.update({token.id: token for token in tokens})
+            self.append_audit(entry)
+
+    def token(self, token_id: str) -> TokenRecord | None:
+        return self._tokens.get(token_id)
+
+    def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
+        with self._lock:
+            token = self._tokens.get(token_id)
+            if token is None:
+                raise Unauthenticated("this join token is not known here; ask for a new one")
+            if token.spent_by:
+                return self._enrolled_before(token, device)
+            for other in self._devices.values():
+                if other.name == device.name or other.public_key_sha256 == device.public_key_sha256:
+                    raise Conflict(f"a device named {device.name} or one with this key is in the fleet already")
+            self._tokens[token_id] = replace(token, spent_by=device.public_key_sha256, spent_at=spent_at)
+            self._devices[device.id] = device
+            self.append_audit(entry)
+            return device
+
+    def _enrolled_before(self, token: TokenRecord, device: Device) -> Device:
+        if token.spent_by != device.public_key_sha256:
+            raise Forbidden("this join token was used by another device; ask for a new one")
+        for other in self._devices.values():
+            if other.public_key_sha256 == token.spent_by:
+                return replace(other, serving=())
+        raise Forbidden("this join token was used and its device has renewed its key since")
+
+    def update(self, device: Device, entry: AuditEntry | None) -> None:
+        with self._lock:
+            if device.id not in self._devices:
+                raise _no_device(device.id)
+            self._devices[device.id] = replace(device, serving=self._devices[device.id].serving)
+            if entry is not None:
+                self.append_audit(entry)
+
+    def record_serving(self, device: DeviceId, serving: Sequence[Serving], at: float) -> None:
+        with self._lock:
+            self._devices[device] = replace(self._devices[device], serving=tuple(serving), last_seen_at=at)
+
+    def device(self, id_or_name: str) -> Device:
+        with self._lock:
+            for device in self._devices.values():
+                if id_or_name in (device.id, device.name):
+                    return device
+        raise _no_device(id_or_name)
+
+    def devices(self) -> list[Device]:
+        with self._lock:
+            return sorted(self._devices.values(), key=lambda device: device.name)
+
+    def audit(self, limit: int) -> list[AuditEntry]:
+        with self._lock:
+            return self._audit[-limit:]
+
+    def append_audit(self, entry: AuditEntry) -> None:
+        with self._lock:
+            self._audit.append(replace(entry, id=len(self._audit) + 1))
+
+
+class MemoryMetricStore:
+    """Implements `coordinator.fleet.ports.MetricStore`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._batches: dict[DeviceId, dict[int, MetricBatch]] = {}
+
+    def add(self, device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
+        with self._lock:
+            stored = self._batches.setdefault(device, {})
+            for batch in batches:
+                stored.setdefault(batch.sequence, batch)
+            number = 0
+            while number + 1 in stored:
+                number += 1
+            return number
+
+    def latest(self) -> Mapping[DeviceId, MetricBatch]:
+        with self._lock:
+            return {device: stored[max(stored)] for device, stored in self._batches.items() if stored}
+
+
+def _no_device(name: str) -> NotFound:
+    return NotFound(f"no device {name[:64]!r}; `coordinator device list` shows them")

@@ -1,0 +1,27 @@
+"""Brings a database to the tables that this code expects (Alembic, driven from here: there is no ini file)."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+from coordinator.store.engine import transaction
+from shared.errors import Conflict
+
+_SCRIPTS = Path(__file__).with_name("migrations")
+
+
+def upgrade(engine: Engine) -> None:
+    """Run what is missing, each migration in a transaction. Raises `Conflict` for a database newer than this code."""
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    with transaction(engine) as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current is not None and current not in known:
+            raise Conflict(f"the database is at migration {current}, which this version does not know; upgrade Shoal")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,56 @@
+"""gRPC status ↔ the errors of `shared.errors`: one map for every server and every client.
+
+A server sends the class name in the trailing metadata `shoal-error`, so a client raises the very class that the server raised.
+"""
+
+from typing import Any
+
+import grpc
+
+from shared import errors
+from shared.errors import DeadlineExceeded, Malformed, ShoalError, Unauthenticated, Unavailable
+
+CLASS_KEY = "shoal-error"
+_STATUS = {code.name: code for code in grpc.StatusCode}
+
+
+def _classes(root: type[ShoalError]) -> dict[str, type[ShoalError]]:
+    out = {root.__name__: root}
+    for child in root.__subclasses__():
+        out |= _classes(child)
+    return out
+
+
+def status_of(error: ShoalError) -> grpc.StatusCode:
+    return _STATUS[error.status]
+
+
+def trailers_of(error: ShoalError) -> tuple[tuple[str, str], ...]:
+    return ((CLASS_KEY, type(error).__name__),)
+
+
+def error_from_rpc(error: grpc.RpcError) -> ShoalError:
+    """The typed error behind a failed call. Network failures become `Unavailable`, time-outs `DeadlineExceeded`."""
+    code, details = error.code(), error.details() or "the call failed"
+    name = _class_name(error)
+    if name in (known := _classes(errors.ShoalError)):
+        out = known[name].__new__(known[name])
+        ShoalError.__init__(out, details)
+        return out
+    match code:
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded("no answer in time; try again")
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return Unavailable("the peer is not reachable; try again", detail=details[:200])
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return Unauthenticated(details)
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return Malformed(details)
+    return ShoalError(details, detail=code.name)
+
+
+def _class_name(error: Any) -> str:
+    for key, value in error.trailing_metadata() or ():
+        if key == CLASS_KEY:
+            return str(value)
+    return ""
