@@ -1,17 +1,19 @@
 """The client half of secure aggregation, as a Flower mod: the app trains as ever, and only a masked vector leaves.
 
-Every phase is an ordinary train or evaluate message with a `ConfigRecord` named `shoal.secagg`. Only the masked phase reaches the app, with
-that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere. A message without the record is refused
-unless the policy allows plain work. A refusal is an error reply with code `REFUSED`; the app's own exceptions pass through.
+Every phase is an ordinary train or evaluate message with a `ConfigRecord` named `shoal.secagg`. Only the masked phase
+reaches the app, with that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere.
+A message without the record is refused unless the policy allows plain work. A refusal is an error reply with code
+`REFUSED`; the app's own exceptions pass through.
 
-Between phases the client's keys rest in `context.state`, one record a round, because Flower may start a process for each message. They are
-gone when the shares are revealed, when the app fails, and when `kept_rounds` newer rounds have begun. On Flower's own SuperNode that state
-also lies in the SuperNode's memory: whoever reads that reads this device's round keys, never another's.
+Between phases the client's keys rest in `context.state`, one record a round, because Flower may start a process for each
+message. They are gone when the shares are revealed, when the app fails, and when `kept_rounds` newer rounds have begun. On
+Flower's own SuperNode that state also lies in the SuperNode's memory: who reads it reads this device's round keys, and the
+shares it holds for its peers.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
@@ -34,7 +36,7 @@ SECURED = ("train", "evaluate")
 class ModPolicy:
     """`allow_plain` lets train and evaluate messages without secure aggregation through to the app."""
 
-    client: Policy = Policy()
+    client: Policy = field(default_factory=Policy)
     allow_plain: bool = False
     kept_rounds: int = 8
 
@@ -96,7 +98,8 @@ class SecureMod:
     def _masked(self, message: Message, context: Context, call_next: Next, fields: Fields, round_id: str) -> Message:
         client = self._load(context, round_id).receive(Inbox.from_fields(fields))
         settings = Settings.from_fields(fields)
-        base = _arrays(message.content, "message") if _category(message) == "train" else {}
+        training = _category(message) == "train"
+        base = _arrays(message.content, "message") if training else {}
         schema = settings.schema(client.terms.clients, base)
         if schema.digest != client.terms.schema_digest:
             raise DigestMismatch("the arrays or settings of this round are not those its keys were made for")
@@ -105,7 +108,7 @@ class SecureMod:
         if reply.has_error():
             return reply
         weight, metrics = _metrics(reply.content, settings.weight_key)
-        words = encode(schema, weight, metrics, _arrays(reply.content, "reply") if base else {}, base)
+        words = encode(schema, weight, metrics, _arrays(reply.content, "reply") if training else {}, base)
         client = client.mask(words)
         _store(context, client)
         return _vector_reply(message, round_id, words)

@@ -153,6 +153,20 @@ def unpack_words(array: Array, stype: str) -> NDArray[np.uint32]:
     return np.frombuffer(array.data, dtype="<u4")
 
 
+def arrays_from_safetensors(data: bytes) -> ArrayRecord:
+    """Named tensors as Flower's arrays, in order of name. Raises `Malformed`."""
+    try:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        raise Malformed("not a safetensors file", detail=str(error)[:200]) from error
+    return ArrayRecord({name: Array(tensors[name]) for name in sorted(tensors)})
+
+
+def arrays_to_safetensors(record: ArrayRecord) -> bytes:
+    """The inverse of `arrays_from_safetensors`."""
+    return save_tensors({name: np.ascontiguousarray(to_numpy(array)) for name, array in record.items()})
+
+
 def encode_records(records: RecordDict) -> bytes:
     """One self-describing blob. Raises `Malformed` for a record type Flower does not define."""
     layout: list[dict[str, Any]] = []

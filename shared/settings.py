@@ -13,6 +13,7 @@ from cattrs.errors import ForbiddenExtraKeysError
 from shared.errors import ConfigError
 
 T = TypeVar("T")
+Scalar = bool | int | float | str
 _converter = Converter(forbid_extra_keys=True)
 
 
@@ -31,9 +32,16 @@ def _number(value: Any, _: type) -> float:
     return float(value)
 
 
+def _scalar(value: Any, _: type) -> Any:
+    if type(value) not in (bool, int, float, str):
+        raise TypeError(f"expected a plain value, found {type(value).__name__} {value!r}")
+    return value
+
+
 for _kind in (bool, int, str):
     _converter.register_structure_hook(_kind, _strictly(_kind))
 _converter.register_structure_hook(float, _number)
+_converter.register_structure_hook(Scalar, _scalar)
 _converter.register_structure_hook(Path, lambda value, _: Path(_strictly(str)(value, str)))
 
 

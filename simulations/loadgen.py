@@ -227,6 +227,10 @@ class Load:
             for target, seed in zip(plan.targets, seeds, strict=True)
         }
 
+    def now(self) -> float:
+        """By the clock that the answers' times are taken from."""
+        return self._clock.now()
+
     async def run(self, commands: asyncio.StreamReader) -> None:
         """Send until told to stop, then write the answers."""
         asking = [asyncio.create_task(client.run()) for client in self.clients.values()]

@@ -26,7 +26,7 @@ def _canvas(height: float = 3.2) -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure) -> None:
-    figure.legend(frameon=False, loc="outside lower center", ncols=7, fontsize=8)
+    figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _svg(figure: Figure) -> str:
@@ -34,7 +34,7 @@ def _svg(figure: Figure) -> str:
 
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "shoal"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", dpi=160, metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
 
@@ -64,8 +64,15 @@ def accuracy_by_round(outcome: Outcome) -> str:
 
 def _note(axes: Axes, x: float, height: float, text: str, colour: str) -> None:
     axes.axvline(x, color=colour, linewidth=1, linestyle=":")
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
-    axes.annotate(text, (x, height), color=colour, fontsize=8, **place)
+    axes.annotate(
+        text,
+        (x, height),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        color=colour,
+        fontsize=8,
+    )
 
 
 def bytes_by_round(outcome: Outcome) -> str:
@@ -99,7 +106,8 @@ def latency_over_time(outcome: Outcome, answers: Answers) -> str:
     failed = answers.outcome == Ending.FAILED
     axes.scatter(answers.sent[failed] - outcome.started_at, np.ones(failed.sum()), marker="x", color=_RED)
     _moments(axes, outcome.marks, outcome.started_at)
-    axes.set_yscale("log")
+    if len(times):
+        axes.set_yscale("log")
     axes.set_xlabel("seconds since the start")
     axes.set_ylabel("latency, ms")
     _legend(figure)

@@ -29,6 +29,7 @@ SILENCED = {
 }
 _POLL_S = 0.02
 _LOG_TAIL = 4000
+_LONGEST_LINE = 8 << 20  # that `read_line` takes, in bytes
 
 
 def program(name: str) -> str:
@@ -133,6 +134,7 @@ class Processes:
                     stderr=file,
                     env={**self._environment, **(environment or {})},
                     start_new_session=True,
+                    limit=_LONGEST_LINE,
                 )
             except OSError as error:
                 raise ChildFailed(f"{name} cannot be started: {error}") from error

@@ -26,7 +26,7 @@ class Timeouts:
     unmasked_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if not min(self.keys_s, self.shares_s, self.masked_s, self.unmasked_s) > 0:
+        if not all(value > 0 for value in (self.keys_s, self.shares_s, self.masked_s, self.unmasked_s)):
             raise Unsupported("phase timeouts are positive")
 
     def budget(self, phase: Phase, left_s: float) -> float:

@@ -1,8 +1,9 @@
 """`SecureGrid`: any Flower `Grid`, with secure aggregation between it and the strategy.
 
-A train or evaluate exchange becomes the four phases of `shared.secagg` and comes back as one reply: the weighted mean (the global arrays
-plus the mean change, in their own dtypes and shapes; integers to the nearest), the total weight, the mean metrics. A strategy that only
-averages cannot tell the difference; `require_linear` refuses the others. The clients' half is `edge_agent.secure_mod`.
+A train or evaluate exchange becomes the four phases of `shared.secagg` and comes back as one reply: the weighted mean
+(the global arrays plus the mean change, in their own dtypes and shapes; integers to the nearest), the total weight, the
+mean metrics. A strategy that only averages cannot tell the difference; `require_linear` refuses the others. The clients'
+half is `edge_agent.secure_mod`.
 """
 
 import secrets
@@ -16,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from coordinator.rounds.exchange import ExchangeObserver, Fate, NullObserver, Outcome, SecureConfig, Summary
 from shared.clock import Clock, SystemClock
-from shared.errors import Malformed, PeerError, ProtocolError, RoundAborted, Unsupported
+from shared.errors import Malformed, PeerError, ProtocolError, RoundAborted, ShoalError, Unsupported
 from shared.flower import REFUSED, like, reply_for_all, to_numpy, unpack_words, weighted_mean_of_metrics
 from shared.secagg.fields import Fields
 from shared.secagg.keys import Verifier
@@ -26,6 +27,7 @@ from shared.secagg.server import Server
 from shared.secagg.terms import Terms
 
 SECURED = ("train", "evaluate")
+MAX_REASON = 500  # characters; a device wrote them
 Take = Callable[[int, Message], None]
 
 LINEAR: tuple[type[Strategy], ...] = (
@@ -86,6 +88,7 @@ class SecureGrid(Grid):
         inner: Grid,
         config: SecureConfig,
         verifier: Verifier,
+        *,
         observer: ExchangeObserver | None = None,
         clock: Clock | None = None,
         round_ids: Callable[[], str] = new_round_id,
@@ -156,7 +159,7 @@ class _Exchange:
     def run(self) -> Message:
         try:
             total = self._phases()
-        except RoundAborted as error:
+        except ShoalError as error:
             self._close(aborted=str(error))
             raise
         self._close(weight=total.weight)
@@ -222,7 +225,7 @@ class _Exchange:
         """A device whose vector was taken stays counted, whatever it does afterwards."""
         if seat in self._server.counted:
             fate = Fate.PRESENT
-        self._outcomes[self._node(seat)] = Outcome(fate, reason)
+        self._outcomes[self._node(seat)] = Outcome(fate, reason[:MAX_REASON])
 
     def _take_advert(self, seat: int, reply: Message) -> None:
         advert = Advert.from_fields(_fields(reply))

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.errors import Malformed
 
-FieldValue = int | float | str | bytes | list[int] | list[float] | list[str] | list[bytes]
+FieldValue = int | float | str | bytes | list[int] | list[float] | list[bool] | list[str] | list[bytes]
 Fields = Mapping[str, FieldValue]
 
 MAX_ROWS = 1 << 16

@@ -1,6 +1,7 @@
 """What a round agrees on first: its `Terms`, and the `Settings` from which both ends build the same schema."""
 
 import fnmatch
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,6 +79,9 @@ class Settings:
     metrics: tuple[MetricField, ...] = ()
 
     def __post_init__(self) -> None:
+        bounds = (self.float_range, self.integer_range, *self.ranges.values())
+        if not all(math.isfinite(bound) and bound > 0 for bound in bounds) or self.max_weight < 1:
+            raise Unsupported("ranges are positive and finite, and max_weight is at least 1")
         if any(metric.name == self.weight_key for metric in self.metrics):
             raise Unsupported(f"{self.weight_key!r} is the weight; it cannot also be a metric")
 

@@ -12,7 +12,7 @@ from shared.errors import SignatureInvalid
 from shared.secagg.client import Client, Policy
 from shared.secagg.keys import Verifier
 from shared.secagg.masks import Words
-from shared.secagg.messages import Deal, Inbox, Reveal, Roster, UnmaskRequest
+from shared.secagg.messages import Advert, Deal, Inbox, Reveal, Roster, UnmaskRequest
 from shared.secagg.server import Server
 from shared.secagg.terms import Terms
 
@@ -121,3 +121,14 @@ class Round:
 def plain_sum(vectors: list[Words]) -> Words:
     total: Words = np.add.reduce(vectors, dtype=np.dtype("<u4"))
     return total
+
+
+def stranger(group: Round, index: int) -> Advert:
+    """Keys for a seat, by a device of another authority."""
+    client = Client(group.terms, index, Policy())
+    return client.advertise(Authority().enrol(f"dev-{index}"), os.urandom)[1]
+
+
+def flip(data: bytes) -> bytes:
+    """The last bit changed."""
+    return data[:-1] + bytes([data[-1] ^ 1])

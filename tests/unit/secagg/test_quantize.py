@@ -150,6 +150,7 @@ IMPOSSIBLE = {
     "metric bounds reversed": lambda: MetricField("m", 1.0, 0.0),
     "metric bounds NaN": lambda: MetricField("m", math.nan, 1.0),
     "one name twice": lambda: Schema(3, 1, (LOSS, LOSS)),
+    "a setting whose range is NaN": lambda: Settings(float_range=math.nan),
     "the weight as a metric": lambda: Settings(metrics=(MetricField("num-examples", 0, 1),)),
 }
 

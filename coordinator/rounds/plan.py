@@ -1,0 +1,180 @@
+"""A job file: one federated training run, described by TOML and checked whole before anything starts.
+
+name = "digits-nightly"
+model = "digits"
+client_app = "image-classifier"
+rounds = 8
+
+[start]                 # where the weights come from: a release (0: the newest), or a file
+release = 0
+
+[strategy]
+name = "fedavg"         # any of coordinator.rounds.strategies.NAMES
+options = {}
+
+[selection]
+min_devices = 8
+quorum = 0.75
+
+[secure]
+enabled = true
+
+[train]                 # handed to the client app as it is
+epochs = 1
+lr = 0.05
+
+[[prune]]
+after_round = 4
+ratio = 0.3
+
+[publish]
+enabled = true
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.rounds.closing import Closing
+from shared.errors import Malformed
+from shared.ids import parse_name
+from shared.settings import Scalar, parse_toml
+
+
+@dataclass(frozen=True)
+class Start:
+    """A release of the job's model (0: the newest), unless `arrays_file` names a safetensors file on the coordinator."""
+
+    release: int = 0
+    arrays_file: str = ""
+
+    def __post_init__(self) -> None:
+        if self.release < 0 or (self.release and self.arrays_file):
+            raise ValueError("start from a release or from arrays_file, not both")
+
+
+@dataclass(frozen=True)
+class StrategyChoice:
+    name: str = "fedavg"
+    options: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Shares are between 0 and 1. A round takes `fraction` of the cohort's connected devices, at least `min_devices`."""
+
+    cohort: str = ""
+    min_devices: int = 2
+    fraction: float = 1.0
+    quorum: float = 0.5  # of the selected devices; their updates must be counted
+    wait_quantile: float = 1.0  # once so many have answered, the others get `grace_s` more
+    grace_s: float = 10.0
+    round_timeout_s: float = 600.0
+    wait_for_devices_s: float = 600.0
+    max_attempts: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "quorum", "wait_quantile"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1")
+        for name in ("min_devices", "round_timeout_s", "wait_for_devices_s", "max_attempts"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        if self.grace_s < 0:
+            raise ValueError("grace_s must not be negative")
+
+    @property
+    def closing(self) -> Closing:
+        return Closing(quantile=self.wait_quantile, grace_s=self.grace_s)
+
+
+@dataclass(frozen=True)
+class Secure:
+    """Secure aggregation. On unless the job says otherwise. Units: `clip_range` in those of the weights."""
+
+    enabled: bool = True
+    threshold: float = 2 / 3
+    clip_range: float = 8.0
+    max_weight: int = 100_000
+    metrics: dict[str, float] = field(
+        default_factory=lambda: {"train_loss": 100.0, "eval_acc_before": 1.0, "eval_loss_before": 100.0}
+    )  # metrics to average, each with the largest value that it may have
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.threshold <= 1:
+            raise ValueError("threshold is a share from 0.5 to 1")
+        if self.clip_range <= 0 or self.max_weight < 1:
+            raise ValueError("clip_range and max_weight must be positive")
+
+
+@dataclass(frozen=True)
+class Prune:
+    """After round `after_round` is aggregated, `ratio` of the present channels go; later rounds train what is left."""
+
+    after_round: int
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if self.after_round < 1 or not 0 < self.ratio < 1:
+            raise ValueError("after_round is at least 1 and ratio is a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Public:
+    """A small labelled file on the coordinator's machine, for pruning, calibration and the release's report."""
+
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Publish:
+    enabled: bool = False
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    name: str
+    client_app: str
+    rounds: int
+    model: str = ""
+    start: Start = field(default_factory=Start)
+    strategy: StrategyChoice = field(default_factory=StrategyChoice)
+    selection: Selection = field(default_factory=Selection)
+    secure: Secure = field(default_factory=Secure)
+    train: dict[str, Scalar] = field(default_factory=dict)
+    prune: tuple[Prune, ...] = ()
+    public: Public = field(default_factory=Public)
+    publish: Publish = field(default_factory=Publish)
+
+    def __post_init__(self) -> None:
+        try:
+            for name in filter(None, (self.name, self.client_app, self.model)):
+                parse_name(name)
+        except Malformed as error:
+            raise ValueError(error.message) from error
+        if not 1 <= self.rounds <= 100_000:
+            raise ValueError("rounds is from 1 to 100000")
+        if not self.model and not self.start.arrays_file:
+            raise ValueError("name the model to improve, or start from arrays_file")
+        if not self.model and (self.prune or self.publish.enabled):
+            raise ValueError("pruning and publishing need a model")
+        if any(step.after_round >= self.rounds for step in self.prune):
+            raise ValueError("a pruning step needs a later round that trains what is left")
+        if len({step.after_round for step in self.prune}) != len(self.prune):
+            raise ValueError("one pruning step a round")
+        if self.secure.enabled and self.selection.min_devices < 3:
+            raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
+        if self.publish.enabled and not self.public.data:
+            raise ValueError("publishing needs public.data to calibrate the int8 graph")
+
+    @classmethod
+    def parse(cls, text: str) -> "JobSpec":
+        """Raises `ConfigError`, which names the key at fault."""
+        return parse_toml(cls, text, where="job")
+
+    def files(self) -> list[Path]:
+        """Files on the coordinator's machine that the job needs."""
+        return [Path(name) for name in (self.start.arrays_file, self.public.data) if name]
+
+    def prune_after(self, round_number: int) -> Prune | None:
+        return next((step for step in self.prune if step.after_round == round_number), None)

@@ -1,0 +1,89 @@
+"""Jobs and rounds as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from coordinator.rounds.states import JobState, RoundState
+from shared.ids import DeviceId, Digest, JobId, NodeId
+
+
+@dataclass(frozen=True)
+class Job:
+    """`round` is the last committed one; the digests and `model_json` are the global state after it."""
+
+    id: JobId
+    name: str
+    state: JobState
+    toml: str
+    run_id: int
+    created_at: float
+    key: str = ""
+    ended_at: float = 0.0
+    reason: str = ""
+    round: int = 0
+    arrays_digest: Digest | None = None
+    model_json: str = ""
+    strategy_digest: Digest | None = None
+    release: int = 0
+
+
+class Outcome(StrEnum):
+    """What became of a device in a round: exactly one of these."""
+
+    COUNTED = "counted"
+    RECOVERED = "recovered"  # dropped after dealing its shares; its masks were taken out of the sum
+    DROPPED = "dropped"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """`weight` is 0 where the sum is secret. Bytes are seen from the device."""
+
+    device: DeviceId
+    outcome: Outcome
+    reason: str = ""
+    weight: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    job: JobId
+    round: int
+    attempt: int
+    state: RoundState
+    started_at: float
+    ended_at: float = 0.0
+    total_weight: int = 0
+    arrays_digest: Digest | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    reason: str = ""
+    devices: tuple[DeviceRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's history. `round` is 0 for what concerns the whole job."""
+
+    job: JobId
+    round: int
+    attempt: int
+    at: float
+    kind: str
+    detail: Mapping[str, str | int | float] = field(default_factory=dict)
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceRef:
+    """A device of the fleet, as far as rounds care."""
+
+    id: DeviceId
+    node_id: NodeId
+    name: str

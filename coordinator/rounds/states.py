@@ -1,0 +1,93 @@
+"""The tables of a round and of a job. A transition is a row in `round_events` before its effect is visible."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from shared.errors import Conflict
+
+
+class RoundState(StrEnum):
+    PLANNED = "PLANNED"
+    SELECTED = "SELECTED"
+    KEYS = "KEYS"  # secure rounds: public keys advertised …
+    SHARES = "SHARES"  # … shares dealt …
+    MASKED = "MASKED"  # … masked updates in …
+    UNMASKED = "UNMASKED"  # … masks of the dropped and self-masks of the survivors taken out
+    TRAINED = "TRAINED"  # plain rounds: updates in
+    AGGREGATED = "AGGREGATED"
+    COMMITTED = "COMMITTED"
+    ABANDONED = "ABANDONED"
+
+
+_NEXT: Mapping[RoundState, tuple[RoundState, ...]] = {
+    RoundState.PLANNED: (RoundState.SELECTED,),
+    RoundState.SELECTED: (RoundState.KEYS, RoundState.TRAINED),
+    RoundState.KEYS: (RoundState.SHARES,),
+    RoundState.SHARES: (RoundState.MASKED,),
+    RoundState.MASKED: (RoundState.UNMASKED,),
+    RoundState.UNMASKED: (RoundState.AGGREGATED,),
+    RoundState.TRAINED: (RoundState.AGGREGATED,),
+    RoundState.AGGREGATED: (RoundState.COMMITTED,),
+    RoundState.COMMITTED: (),
+    RoundState.ABANDONED: (),
+}
+ENDED = frozenset({RoundState.COMMITTED, RoundState.ABANDONED})
+
+
+def advance(state: RoundState, to: RoundState) -> RoundState:
+    """`to`, if the table allows it. Every round that has not ended may be abandoned. Raises `Conflict`."""
+    if to in _NEXT[state] or (to is RoundState.ABANDONED and state not in ENDED):
+        return to
+    raise Conflict(f"a round that is {state} does not become {to}")
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    STOPPING = "stopping"  # after the present round
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class JobEvent(StrEnum):
+    STOP = "stop"
+    STOPPED = "stopped"
+    COMPLETE = "complete"
+    FAIL = "fail"
+
+
+JOB_TRANSITIONS: Mapping[JobState, Mapping[JobEvent, JobState]] = {
+    JobState.RUNNING: {
+        JobEvent.STOP: JobState.STOPPING,
+        JobEvent.COMPLETE: JobState.COMPLETED,
+        JobEvent.FAIL: JobState.FAILED,
+    },
+    JobState.STOPPING: {
+        JobEvent.STOP: JobState.STOPPING,
+        JobEvent.STOPPED: JobState.STOPPED,
+        JobEvent.COMPLETE: JobState.COMPLETED,
+        JobEvent.FAIL: JobState.FAILED,
+    },
+    JobState.STOPPED: {JobEvent.STOP: JobState.STOPPED},
+    JobState.COMPLETED: {},
+    JobState.FAILED: {},
+}
+JOB_ENDED = frozenset({JobState.STOPPED, JobState.COMPLETED, JobState.FAILED})
+
+
+def after(state: JobState, event: JobEvent) -> JobState:
+    """The next state. Raises `Conflict`."""
+    try:
+        return JOB_TRANSITIONS[state][event]
+    except KeyError:
+        raise Conflict(f"a job that is {state} cannot be put through '{event}'") from None
+
+
+def mermaid() -> str:
+    """The round's table as a diagram, for READMEs."""
+    lines = ["stateDiagram-v2", "    [*] --> PLANNED"]
+    for state, followers in _NEXT.items():
+        lines += [f"    {state} --> {follower}" for follower in followers]
+        if state not in ENDED:
+            lines.append(f"    {state} --> ABANDONED")
+    return "\n".join(lines)

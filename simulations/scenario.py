@@ -1,0 +1,178 @@
+"""A scenario file: a fleet, its data, a job, what goes wrong, and what must hold all the same.
+
+name = "a device dies while masks are out"
+devices = 4
+seed = 7
+
+[data]
+set = "mnist-5k"
+alpha = 0.5               # Dirichlet over labels; or natural = true, whole people or sensors to devices
+public_share = 0.1        # what the coordinator may see: the first model, pruning, calibration
+
+[job]                     # as in a job file, without `model`, `start` and `public`: the scenario fills them in
+name = "digits"
+client_app = "image-classifier"
+rounds = 3
+
+[[fault]]
+kind = "kill"             # kill | cut | delay | throttle | partition
+device = 2                # counted from 1
+round = 2                 # with `phase`: when the round reaches it; or `after_s` alone, from the job's start
+phase = "SHARES"
+for_s = 5.0               # how long a delay, throttle or partition lasts
+
+[expect]
+rounds_committed = 3
+recovered_at_least = 1
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from coordinator.rounds.plan import JobSpec, Prune, Secure, Selection, StrategyChoice
+from shared.settings import Scalar
+from simulations.commands import Event, Round
+from simulations.jobfile import to_toml
+from simulations.link import Weather
+from simulations.outcome import Check
+
+FaultKind = Literal["kill", "cut", "delay", "throttle", "partition"]
+_LASTING = frozenset({"delay", "throttle", "partition"})
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    set: str = "mnist-5k"
+    alpha: float = 0.5
+    natural: bool = False
+    public_share: float = 0.1
+    live_share: float = 0.2  # of each device's part: never trained on, asked about by the load generator
+    minimum: int = 40  # samples a device has at least
+    limit: int = 0  # take so many samples of the set; 0: all
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0 or self.minimum < 2 or self.limit < 0:
+            raise ValueError("alpha is positive, minimum at least 2, limit not negative")
+        if not (0 < self.public_share < 1 and 0 < self.live_share < 1):
+            raise ValueError("public_share and live_share lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Units: seconds, bytes a second. `device` counts from 1."""
+
+    kind: FaultKind
+    device: int
+    round: int = 0
+    phase: str = ""
+    after_s: float = 0.0
+    for_s: float = 5.0
+    delay_s: float = 0.2
+    jitter_s: float = 0.0
+    bytes_per_s: float = 50_000.0
+
+    def __post_init__(self) -> None:
+        if bool(self.round) != bool(self.phase):
+            raise ValueError("a fault comes at a round and a phase, or after_s from the job's start")
+        if self.device < 1 or min(self.after_s, self.for_s, self.delay_s, self.jitter_s, self.bytes_per_s) < 0:
+            raise ValueError("device counts from 1; times and rates are not negative")
+
+    @property
+    def lasts(self) -> bool:
+        return self.kind in _LASTING
+
+    def due(self, event: Event) -> bool:
+        """True for the event that a fault with a round and a phase waits for."""
+        return bool(self.phase) and event.round == self.round and event.kind == self.phase
+
+    def weather(self) -> Weather:
+        """What the device's link is like while a lasting fault lasts."""
+        match self.kind:
+            case "delay":
+                return Weather(delay_s=self.delay_s, jitter_s=self.jitter_s)
+            case "throttle":
+                return Weather(bytes_per_s=self.bytes_per_s)
+            case _:
+                return Weather(partitioned=self.kind == "partition")
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What must hold. Negative numbers and empty words: not asked."""
+
+    job_state: str = "completed"
+    rounds_committed: int = -1
+    attempts_at_most: int = -1  # over all rounds
+    counted_at_least: int = -1  # in every committed round
+    recovered_at_least: int = -1  # over all rounds
+    rejected_at_least: int = -1
+    failed_requests_at_most: int = 0
+    accuracy_at_least: float = -1.0  # of the last round that measured it, a share
+
+
+@dataclass(frozen=True)
+class ScenarioJob:
+    """A job file's tables; what depends on the scenario's data and model is filled in by `job_toml`."""
+
+    name: str
+    client_app: str
+    rounds: int
+    strategy: StrategyChoice = field(default_factory=StrategyChoice)
+    selection: Selection = field(default_factory=Selection)
+    secure: Secure = field(default_factory=Secure)
+    train: dict[str, Scalar] = field(default_factory=dict)
+    prune: tuple[Prune, ...] = ()
+
+    def job_toml(self, *, model: str, public: Path) -> str:
+        """The job file. Raises `ConfigError` for one that the coordinator would refuse."""
+        text = to_toml({**asdict(self), "model": model, "public": {"data": str(public)}})
+        JobSpec.parse(text)
+        return text
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    devices: int
+    job: ScenarioJob
+    seed: int = 0
+    data: DataChoice = field(default_factory=DataChoice)
+    fault: tuple[Fault, ...] = ()
+    expect: Expect = field(default_factory=Expect)
+    requests_per_s: float = 4.0  # to each device; 0: no live load
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.devices <= 1000:
+            raise ValueError("devices is from 1 to 1000")
+        if any(fault.device > self.devices for fault in self.fault):
+            raise ValueError(f"a fault names a device beyond the {self.devices} there are")
+        if self.requests_per_s < 0:
+            raise ValueError("requests_per_s is not negative")
+
+
+def judge(expect: Expect, *, state: str, rounds: Sequence[Round], failed: int) -> tuple[Check, ...]:
+    """Every expectation that was asked, with what was found."""
+    committed = [one for one in rounds if one.state == "COMMITTED"]
+    counted = min((len(one.with_outcome("counted")) for one in committed), default=0)
+    accuracies = [one.metrics["eval_acc_before"] for one in committed if "eval_acc_before" in one.metrics]
+    accuracy = accuracies[-1] if accuracies else 0.0
+
+    def total(outcome: str) -> int:
+        return sum(len(one.with_outcome(outcome)) for one in rounds)
+
+    asked = [
+        ("rounds committed", expect.rounds_committed, len(committed) == expect.rounds_committed, len(committed)),
+        ("attempts at most", expect.attempts_at_most, len(rounds) <= expect.attempts_at_most, len(rounds)),
+        ("devices counted in every round", expect.counted_at_least, counted >= expect.counted_at_least, counted),
+        ("recovered", expect.recovered_at_least, total("recovered") >= expect.recovered_at_least, total("recovered")),
+        ("rejected", expect.rejected_at_least, total("rejected") >= expect.rejected_at_least, total("rejected")),
+        ("failed requests", expect.failed_requests_at_most, failed <= expect.failed_requests_at_most, failed),
+        ("accuracy", expect.accuracy_at_least, accuracy >= expect.accuracy_at_least, round(accuracy, 4)),
+    ]
+    checks = [Check(f"the job ends {expect.job_state}", state == expect.job_state, state)]
+    checks += [
+        Check(f"{what}: {wanted:g} expected", held, str(found)) for what, wanted, held, found in asked if wanted >= 0
+    ]
+    return tuple(checks)

@@ -1,0 +1,165 @@
+"""Which strategies may run with secure aggregation, and what a secure exchange may be set to."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import FedAvg, Strategy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.rounds.exchange import Fate, NullObserver, Outcome, SecureConfig, Summary, Timeouts
+from coordinator.rounds.secure_grid import LINEAR, WHY_NOT, new_round_id, require_linear
+from shared.errors import Unsupported
+from shared.secagg.client import Policy
+from shared.secagg.messages import Phase
+from shared.secagg.terms import Terms
+
+LINEAR_ONES: dict[str, Callable[[], Strategy]] = {
+    "FedAvg": flower.FedAvg,
+    "FedProx": lambda: flower.FedProx(proximal_mu=0.1),
+    "FedAvgM": flower.FedAvgM,
+    "FedAdam": flower.FedAdam,
+    "FedYogi": flower.FedYogi,
+    "FedAdagrad": flower.FedAdagrad,
+}
+OTHERS: dict[str, Callable[[], Strategy]] = {
+    "Krum": flower.Krum,
+    "MultiKrum": flower.MultiKrum,
+    "Bulyan": flower.Bulyan,
+    "FedMedian": flower.FedMedian,
+    "FedTrimmedAvg": flower.FedTrimmedAvg,
+    "QFedAvg": lambda: flower.QFedAvg(client_learning_rate=0.1),
+    "FedXgbBagging": flower.FedXgbBagging,
+    "FedXgbCyclic": flower.FedXgbCyclic,
+    "DifferentialPrivacyServerSideFixedClipping": lambda: flower.DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(), noise_multiplier=1.0, clipping_norm=1.0, num_sampled_clients=3
+    ),
+    "DifferentialPrivacyClientSideFixedClipping": lambda: flower.DifferentialPrivacyClientSideFixedClipping(
+        FedAvg(), noise_multiplier=1.0, clipping_norm=1.0, num_sampled_clients=3
+    ),
+    "DifferentialPrivacyServerSideAdaptiveClipping": lambda: flower.DifferentialPrivacyServerSideAdaptiveClipping(
+        FedAvg(), noise_multiplier=1.0, num_sampled_clients=100
+    ),
+    "DifferentialPrivacyClientSideAdaptiveClipping": lambda: flower.DifferentialPrivacyClientSideAdaptiveClipping(
+        FedAvg(), noise_multiplier=1.0, num_sampled_clients=100
+    ),
+}
+
+
+@pytest.mark.parametrize("build", LINEAR_ONES.values(), ids=LINEAR_ONES)
+def test_a_strategy_that_only_averages_is_accepted(build: Callable[[], Strategy]) -> None:
+    require_linear(build())
+    assert type(build()) in LINEAR
+
+
+@pytest.mark.parametrize(("name", "build"), OTHERS.items(), ids=OTHERS)
+def test_a_strategy_that_needs_single_updates_is_refused_with_the_reason_and_the_alternatives(
+    name: str, build: Callable[[], Strategy]
+) -> None:
+    with pytest.raises(Unsupported) as caught:
+        require_linear(build())
+    message = str(caught.value)
+    assert message.startswith(f"{name} cannot run with secure aggregation: {WHY_NOT[name]}")
+    assert all(kind.__name__ in message for kind in LINEAR)
+
+
+def test_every_strategy_that_flower_ships_is_judged_by_name() -> None:
+    shipped = {name for name in flower.__all__ if name not in ("Strategy", "Result")}
+    assert shipped == {kind.__name__ for kind in LINEAR} | set(WHY_NOT)
+
+
+def test_a_subclass_of_an_accepted_strategy_is_not_taken_on_trust() -> None:
+    class Peeking(FedAvg):
+        pass
+
+    with pytest.raises(Unsupported, match="Peeking cannot run"):
+        require_linear(Peeking())
+
+
+@pytest.mark.parametrize("purpose", ["train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"])
+def test_a_metrics_function_of_ones_own_is_refused(purpose: str) -> None:
+    options: dict[str, Any] = {purpose: lambda records, key: records[0]}
+    with pytest.raises(Unsupported, match=purpose):
+        require_linear(FedAvg(**options))
+
+
+def test_both_sides_weigh_by_the_same_key() -> None:
+    strategy = FedAvg(weighted_by_key="seconds")
+    with pytest.raises(Unsupported, match="num-examples"):
+        require_linear(strategy)
+    require_linear(strategy, SecureConfig(weight_key="seconds"))
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(("clients", "threshold"), [(2, 2), (3, 2), (4, 3), (5, 4), (6, 4), (8, 6), (9, 6), (100, 67)])
+def test_the_threshold_is_two_thirds_rounded_up(clients: int, threshold: int) -> None:
+    assert SecureConfig().threshold(clients) == threshold
+
+
+@given(st.integers(3, 2000), st.floats(0.5, 1.0))
+def test_any_threshold_a_config_gives_is_one_that_devices_accept(clients: int, share: float) -> None:
+    config = SecureConfig(threshold_share=share)
+    threshold = config.threshold(clients)
+    assert threshold <= clients
+    Policy().check(Terms("r", clients, threshold, ""))
+    assert config.quorum(clients) >= max(threshold, 3)
+
+
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
+    "a group of one": {"min_clients": 1},
+    "a threshold share below half": {"threshold_share": 0.49},
+    "a threshold share above one": {"threshold_share": 1.01},
+    "a threshold share that is NaN": {"threshold_share": math.nan},
+    "metric bounds reversed": {"train_metrics": {"loss": (1.0, 0.0)}},
+    "metric bounds that are infinite": {"evaluate_metrics": {"loss": (0.0, math.inf)}},
+    "the weight as a metric": {"train_metrics": {"num-examples": (0.0, 1.0)}},
+    "max_weight zero": {"max_weight": 0},
+    "a clip range of zero": {"clip_range": 0.0},
+    "an infinite integer range": {"integer_range": math.inf},
+    "a negative range for one array": {"ranges": {"w": -1.0}},
+}
+
+
+@pytest.mark.parametrize("options", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_impossible_settings_are_refused_when_they_are_made(options: dict[str, Any]) -> None:
+    with pytest.raises(Unsupported):
+        SecureConfig(**options)
+
+
+@pytest.mark.parametrize("field", ["keys_s", "shares_s", "masked_s", "unmasked_s"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_a_timeout_that_is_not_positive_is_refused(field: str, value: float) -> None:
+    with pytest.raises(Unsupported):
+        Timeouts(**{field: value})
+
+
+@given(st.floats(0.001, 1e6))
+def test_the_phases_fit_in_the_time_given_and_training_gets_the_most(total: float) -> None:
+    timeouts, left, spent = Timeouts(), total, {}
+    for phase in Phase:
+        spent[phase] = timeouts.budget(phase, left)
+        left -= spent[phase]
+    assert left >= -1e-6 * total
+    assert min(spent.values()) > 0
+    if total <= timeouts.masked_s:
+        assert spent[Phase.MASKED] == max(spent.values())
+
+
+def test_without_a_limit_each_phase_has_its_own() -> None:
+    timeouts = Timeouts(keys_s=1, shares_s=2, masked_s=3, unmasked_s=4)
+    assert [timeouts.budget(phase, math.inf) for phase in Phase] == [1, 2, 3, 4]
+
+
+def test_the_null_observer_hears_everything_and_says_nothing() -> None:
+    observer = NullObserver()
+    observer.phase(Phase.KEYS, {1: Outcome(Fate.PRESENT)})
+    observer.closed(Summary("r", "train", {1: Outcome(Fate.COUNTED)}, 1))
+
+
+def test_round_ids_do_not_repeat() -> None:
+    assert len({new_round_id() for _ in range(1000)}) == 1000
