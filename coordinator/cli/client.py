@@ -42,9 +42,9 @@ def json_option(function: F) -> F:
 def admin(home: Path) -> Iterator[Any]:
     """The Admin stub. gRPC errors come out as the typed errors that the coordinator raised. Raises `Unavailable`."""
     import grpc
-    from shared.rpc_errors import error_from_rpc
 
     from protos.fleet.v1 import admin_pb2_grpc
+    from shared.rpc_errors import error_from_rpc
 
     socket = Home(home).admin_socket
     if not socket.exists():

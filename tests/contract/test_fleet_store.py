@@ -1,0 +1,143 @@
+"""What every store of devices, tokens and metrics must do."""
+
+from collections.abc import Callable
+
+import pytest
+
+from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from coordinator.fleet.ports import FleetStore, MetricStore
+from coordinator.fleet.states import DeviceState
+from coordinator.store.fleet import SqlFleetStore, SqlMetricStore
+from coordinator.store.memory_fleet import MemoryFleetStore, MemoryMetricStore
+from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from shared.ids import DeviceId, NodeId, digest_of
+from shared.session import Histogram, MetricBatch, Sample, Serving
+
+ENTRY = AuditEntry(1.0, "admin", "test", "fleet", {"why": "test"})
+
+
+@pytest.fixture
+def fleet(store_kind: Callable[[type, type], object]) -> FleetStore:
+    return store_kind(MemoryFleetStore, SqlFleetStore)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def metrics(store_kind: Callable[[type, type], object], fleet: FleetStore) -> MetricStore:
+    fleet.add_tokens([token("t1")], ENTRY)
+    fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+    return store_kind(MemoryMetricStore, SqlMetricStore)  # type: ignore[return-value]
+
+
+def token(token_id: str) -> TokenRecord:
+    return TokenRecord(token_id, digest_of(token_id.encode()), {"site": "lab"}, False, 1.0, 100.0)
+
+
+def device(name: str, key: str = "") -> Device:
+    number = int.from_bytes(name.encode(), "big") % (1 << 60)
+    return Device(
+        id=DeviceId(f"dev-{name}"),
+        node_id=NodeId(number),
+        name=name,
+        state=DeviceState.ACTIVE,
+        public_key_sha256=digest_of((key or name).encode()),
+        csr_der=b"csr",
+        enrolled_at=2.0,
+        certificate_der=b"certificate",
+        certificate_expires_at=50.0,
+        labels={"site": "lab"},
+    )
+
+
+def test_a_token_is_spent_once(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+
+    assert fleet.enrol(device("dev1"), "t1", 2.0, ENTRY).name == "dev1"
+    with pytest.raises(Forbidden):
+        fleet.enrol(device("dev2"), "t1", 3.0, ENTRY)
+    assert [item.name for item in fleet.devices()] == ["dev1"]
+    spent = fleet.token("t1")
+    assert spent is not None
+    assert (spent.spent_by, spent.spent_at) == (device("dev1").public_key_sha256, 2.0)
+
+
+def test_the_same_key_again_gives_the_first_device_and_no_second_entry(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+    first = fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+
+    again = fleet.enrol(device("other", key="dev1"), "t1", 3.0, ENTRY)
+
+    assert again.id == first.id
+    assert len(fleet.audit(10)) == 2
+
+
+def test_a_taken_name_leaves_the_token_unspent(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1"), token("t2")], ENTRY)
+    fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+
+    with pytest.raises(Conflict):
+        fleet.enrol(device("dev1", key="new"), "t2", 3.0, ENTRY)
+    unspent = fleet.token("t2")
+    assert unspent is not None
+    assert unspent.spent_by == ""
+
+
+def test_an_unknown_token_is_refused(fleet: FleetStore) -> None:
+    assert fleet.token("nope") is None
+    with pytest.raises(Unauthenticated):
+        fleet.enrol(device("dev1"), "nope", 2.0, ENTRY)
+
+
+def test_what_a_device_serves_is_replaced_and_survives_updates(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+    stored = fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+    serving = (Serving("digits", 2, digest_of(b"bundle"), True), Serving("other", 1, digest_of(b"x"), False))
+
+    fleet.record_serving(stored.id, [Serving("old", 1, digest_of(b"old"), True)], 3.0)
+    fleet.record_serving(stored.id, serving, 4.0)
+    fleet.update(fleet.device("dev1"), None)
+
+    assert fleet.device(stored.id).serving == serving
+    assert fleet.device("dev1").last_seen_at == 4.0
+
+
+def test_devices_are_found_by_id_and_by_name_or_not_at_all(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+    fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+
+    assert fleet.device("dev-dev1") == fleet.device("dev1")
+    with pytest.raises(NotFound):
+        fleet.device("dev9")
+    with pytest.raises(NotFound):
+        fleet.update(device("dev9"), ENTRY)
+    assert len(fleet.audit(10)) == 2
+
+
+def test_the_audit_log_gives_the_newest_oldest_first(fleet: FleetStore) -> None:
+    for number in range(5):
+        fleet.append_audit(AuditEntry(float(number), "admin", f"act.{number}", "fleet"))
+
+    assert [entry.action for entry in fleet.audit(3)] == ["act.2", "act.3", "act.4"]
+
+
+def batch(number: int) -> MetricBatch:
+    histogram = Histogram((1.0, 5.0), (3, 2, 1), 17.5)
+    return MetricBatch(
+        number, 10.0 + number, (Sample("loss", 0.5), Sample("latency_ms", histogram, {"model": "digits"}))
+    )
+
+
+def test_a_batch_sent_twice_is_counted_once(metrics: MetricStore) -> None:
+    one = DeviceId("dev-dev1")
+
+    assert metrics.add(one, [batch(1), batch(2)], 20.0) == 2
+    assert metrics.add(one, [batch(2), batch(2), batch(3)], 21.0) == 3
+    assert metrics.latest() == {one: batch(3)}
+
+
+def test_nothing_behind_a_gap_is_acknowledged(metrics: MetricStore) -> None:
+    one = DeviceId("dev-dev1")
+
+    assert metrics.add(one, [batch(2)], 20.0) == 0
+    assert metrics.add(one, [batch(1), batch(4)], 21.0) == 2
+    assert metrics.add(one, [batch(3)], 22.0) == 4
+    assert metrics.add(one, [], 23.0) == 4

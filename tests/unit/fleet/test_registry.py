@@ -1,0 +1,183 @@
+"""Who joins, who may speak, and what is written down about it."""
+
+from dataclasses import replace
+
+import pytest
+
+from coordinator.fleet.states import DeviceState
+from shared.errors import Conflict, Forbidden, InputError, Malformed, NotFound, SignatureInvalid, Unauthenticated
+from shared.signing.certificates import Authority, Subject, generate_key, make_csr, verify_certificate
+from shared.signing.tokens import JoinToken
+from tests.unit.fleet.kit import DAY_S, Fleet, request
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+def subject_of(fleet: Fleet, certificate: bytes) -> Subject:
+    return fleet.registry.authenticate(certificate)
+
+
+def test_a_token_lets_one_device_join_and_gives_it_its_labels(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+
+    assert device.state is DeviceState.ACTIVE
+    assert device.labels == {"rack": "3", "site": "lab"}
+    assert subject_of(fleet, device.certificate_der).id == device.id
+    assert [entry.action for entry in fleet.registry.audit(10)] == ["token.create", "device.enrol"]
+
+
+def test_a_lost_answer_loses_nothing_the_same_token_and_key_give_the_same_device(fleet: Fleet) -> None:
+    wanted = request(fleet.token())
+
+    first, second = fleet.registry.enrol(wanted), fleet.registry.enrol(wanted)
+
+    assert (first.id, first.certificate_der) == (second.id, second.certificate_der)
+    assert len(fleet.registry.devices()) == 1
+
+
+def test_a_lost_answer_is_repeated_even_after_the_token_expired(fleet: Fleet) -> None:
+    wanted = request(fleet.token(valid_for_s=10))
+    device = fleet.registry.enrol(wanted)
+    fleet.clock.advance(11)
+
+    assert fleet.registry.enrol(wanted).id == device.id
+
+
+def test_a_stolen_token_does_not_let_a_second_device_join(fleet: Fleet) -> None:
+    token = fleet.token()
+    fleet.registry.enrol(request(token))
+
+    with pytest.raises(Forbidden, match="another device"):
+        fleet.registry.enrol(request(token, "dev2"))
+    assert [device.name for device in fleet.registry.devices()] == ["dev1"]
+
+
+def test_an_expired_token_is_refused_and_stays_unspent(fleet: Fleet) -> None:
+    token = fleet.token(valid_for_s=10)
+    fleet.clock.advance(11)
+
+    with pytest.raises(Unauthenticated, match="expired"):
+        fleet.registry.enrol(request(token))
+    record = fleet.store.token(JoinToken.parse(token).id)
+    assert record is not None
+    assert record.spent_by == ""
+
+
+def test_a_guessed_secret_is_refused(fleet: Fleet) -> None:
+    real = JoinToken.parse(fleet.token())
+    forged = replace(real, secret=b"\0" * 16)
+
+    with pytest.raises(Unauthenticated, match="not known"):
+        fleet.registry.enrol(request(forged.text))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    {
+        "a broken token": (request("shoal1.abc"), Malformed),
+        "a name that is no name": (request("shoal1.abc", "../etc"), Malformed),
+        "a request that is none": (request("shoal1.abc", csr=b"junk"), Malformed),
+    }.values(),
+)
+def test_malformed_requests_change_nothing(fleet: Fleet, wanted: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        fleet.registry.enrol(wanted)  # type: ignore[arg-type]
+    assert fleet.registry.devices() == []
+
+
+def test_a_name_is_taken_once_and_the_token_survives_the_mistake(fleet: Fleet) -> None:
+    fleet.join("dev1")
+    token = fleet.token()
+
+    with pytest.raises(Conflict, match="dev1"):
+        fleet.registry.enrol(request(token, "dev1"))
+    assert fleet.registry.enrol(request(token, "dev2")).name == "dev2"
+
+
+def test_a_device_that_waits_for_approval_has_no_certificate_and_may_not_speak(fleet: Fleet) -> None:
+    wanted = request(fleet.token(require_approval=True))
+    device = fleet.registry.enrol(wanted)
+    assert (device.state, device.certificate_der) == (DeviceState.PENDING, b"")
+
+    fleet.registry.approve("dev1", "admin")
+
+    approved = fleet.registry.enrol(wanted)
+    assert approved.state is DeviceState.ACTIVE
+    assert fleet.registry.admit(subject_of(fleet, approved.certificate_der)).id == device.id
+
+
+def test_revocation_takes_effect_on_the_next_message(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    speaker = subject_of(fleet, device.certificate_der)
+    assert fleet.registry.admit(speaker).id == device.id
+
+    fleet.registry.revoke("dev1", "admin", "stolen")
+
+    with pytest.raises(Forbidden, match="revoked"):
+        fleet.registry.admit(speaker)
+    with pytest.raises(Conflict):
+        fleet.registry.release("dev1", "admin")
+
+
+def test_quarantine_is_undone_and_repeating_it_writes_nothing_twice(fleet: Fleet) -> None:
+    fleet.join("dev1")
+    for _ in range(2):
+        assert fleet.registry.quarantine("dev1", "admin", "odd").state is DeviceState.QUARANTINED
+    assert fleet.registry.release("dev1", "admin").state is DeviceState.ACTIVE
+
+    actions = [entry.action for entry in fleet.registry.audit(10)]
+    assert actions == ["token.create", "device.enrol", "device.quarantine", "device.release"]
+
+
+def test_an_expired_certificate_and_one_of_another_fleet_are_refused(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    stranger = Authority.create("other", fleet.clock.now()).issue(
+        make_csr(generate_key(), "x"), device.id, "device", now=fleet.clock.now(), valid_for_s=DAY_S
+    )
+    with pytest.raises(SignatureInvalid, match="not issued by this fleet"):
+        fleet.registry.authenticate(stranger)
+
+    fleet.clock.advance(91 * DAY_S)
+    with pytest.raises(SignatureInvalid, match="expired"):
+        fleet.registry.authenticate(device.certificate_der)
+
+
+def test_renewal_replaces_the_key_and_the_old_certificate_stops_counting(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    old = subject_of(fleet, device.certificate_der)
+
+    renewed = fleet.registry.renew(device.id, make_csr(generate_key(), "dev1"))
+
+    assert fleet.registry.admit(subject_of(fleet, renewed.certificate_der)).id == device.id
+    with pytest.raises(Unauthenticated, match="renewed its key"):
+        fleet.registry.admit(old)
+
+
+def test_an_unknown_device_with_a_good_certificate_is_refused(fleet: Fleet) -> None:
+    now = fleet.clock.now()
+    ghost = fleet.authority.issue(make_csr(generate_key(), "x"), "dev-ghost", "device", now=now, valid_for_s=DAY_S)
+
+    with pytest.raises(Unauthenticated, match="no such device"):
+        fleet.registry.admit(verify_certificate(fleet.authority.certificate_der, ghost, now))
+
+
+def test_impossible_token_requests_are_refused(fleet: Fleet) -> None:
+    for count, valid in ((0, 10.0), (1, 0.0), (20_000, 10.0)):
+        with pytest.raises(InputError):
+            fleet.registry.create_tokens(count=count, valid_for_s=valid, labels={}, require_approval=False, actor="a")
+
+
+def test_an_unknown_name_says_how_to_look(fleet: Fleet) -> None:
+    with pytest.raises(NotFound, match="device list"):
+        fleet.registry.device("nobody")
+
+
+def test_no_secret_shows(fleet: Fleet) -> None:
+    token = JoinToken.parse(fleet.token())
+
+    assert token.secret.hex() not in repr(token)
+    assert token.text not in repr(request(token.text))
+    assert repr(token.secret) not in repr(token)
