@@ -51,6 +51,6 @@ def admin(home: Path) -> Iterator[Any]:
         raise Unavailable(f"no coordinator runs at {home}: start it with `coordinator serve --home {home}`")
     with grpc.insecure_channel(f"unix:{socket.resolve()}") as channel:
         try:
-            yield admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]  # generated
+            yield admin_pb2_grpc.AdminStub(channel)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from None
