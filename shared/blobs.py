@@ -1,7 +1,8 @@
 """Content-addressed storage: the SHA-256 of the bytes is their name, checked before they count as stored.
 
 `Blobs` is the port; `FolderBlobs` keeps them on local disk, `FsspecBlobs` under any fsspec URL (arrivals are staged on local disk),
-`MemoryBlobs` in memory. All pass `tests/contract/test_blobs.py`. An arrival is resumable: `received` says where to go on.
+`MemoryBlobs` in memory. All pass `tests/contract/test_blobs.py`. An arrival is resumable: `received` says where to go on. Each
+sender's arrivals are its own, so two that send the same bytes at once do not meet.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import fsspec
 
 from shared.errors import DigestMismatch, Malformed, NotFound
 from shared.files import atomic_file, fsync_folder, storage_errors
-from shared.ids import Digest, digest_of, parse_digest
+from shared.ids import Digest, digest_of, parse_digest, parse_name
 
 READ_SIZE = 1 << 20
 
@@ -37,15 +38,15 @@ class Blobs(Protocol):
         """Store `data`; storing it again changes nothing. Raises `StorageFull`."""
         ...
 
-    def received(self, digest: Digest) -> int:
+    def received(self, digest: Digest, *, sender: str = "") -> int:
         """How much of an unfinished arrival is here, in bytes."""
         ...
 
-    def append(self, digest: Digest, offset: int, data: bytes) -> None:
+    def append(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
         """Add to an arrival. Raises `Malformed` when `offset` is not where it stands, `StorageFull`."""
         ...
 
-    def finish(self, digest: Digest) -> None:
+    def finish(self, digest: Digest, *, sender: str = "") -> None:
         """End an arrival. Raises `DigestMismatch`, and forgets the arrival, unless the bytes are what the digest says."""
         ...
 
@@ -67,7 +68,7 @@ class MemoryBlobs:
 
     def __init__(self) -> None:
         self._blobs: dict[Digest, bytes] = {}
-        self._arrivals: dict[Digest, bytearray] = {}
+        self._arrivals: dict[tuple[Digest, str], bytearray] = {}
 
     def has(self, digest: Digest) -> bool:
         return digest in self._blobs
@@ -89,16 +90,16 @@ class MemoryBlobs:
         self._blobs[digest] = bytes(data)
         return digest
 
-    def received(self, digest: Digest) -> int:
-        return len(self._arrivals.get(digest, b""))
+    def received(self, digest: Digest, *, sender: str = "") -> int:
+        return len(self._arrivals.get((digest, sender), b""))
 
-    def append(self, digest: Digest, offset: int, data: bytes) -> None:
-        arrival = self._arrivals.setdefault(parse_digest(digest), bytearray())
+    def append(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
+        arrival = self._arrivals.setdefault((parse_digest(digest), sender), bytearray())
         _check_offset(len(arrival), offset)
         arrival += data
 
-    def finish(self, digest: Digest) -> None:
-        data = bytes(self._arrivals.pop(digest, b""))
+    def finish(self, digest: Digest, *, sender: str = "") -> None:
+        data = bytes(self._arrivals.pop((digest, sender), b""))
         _check_digest(digest, digest_of(data))
         self._blobs[digest] = data
 
@@ -155,19 +156,19 @@ class FolderBlobs:
                 file.write(data)
         return digest
 
-    def received(self, digest: Digest) -> int:
+    def received(self, digest: Digest, *, sender: str = "") -> int:
         try:
-            return self._arrival(digest).stat().st_size
+            return self._arrival(digest, sender).stat().st_size
         except FileNotFoundError:
             return 0
 
-    def append(self, digest: Digest, offset: int, data: bytes) -> None:
-        _check_offset(self.received(digest), offset)
-        with storage_errors("an arriving blob"), self._arrival(digest).open("ab") as file:
+    def append(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
+        _check_offset(self.received(digest, sender=sender), offset)
+        with storage_errors("an arriving blob"), self._arrival(digest, sender).open("ab") as file:
             file.write(data)
 
-    def finish(self, digest: Digest) -> None:
-        arrival = self._arrival(digest)
+    def finish(self, digest: Digest, *, sender: str = "") -> None:
+        arrival = self._arrival(digest, sender)
         arrival.touch()
         found = hash_file(arrival)
         if found != digest:
@@ -188,8 +189,8 @@ class FolderBlobs:
     def digests(self) -> Iterator[Digest]:
         return (Digest(path.name) for path in self._root.glob("[0-9a-f][0-9a-f]/*") if not path.name.startswith("."))
 
-    def _arrival(self, digest: Digest) -> Path:
-        return self._arriving / parse_digest(digest)
+    def _arrival(self, digest: Digest, sender: str) -> Path:
+        return self._arriving / (f"{parse_digest(digest)}.{parse_name(sender)}" if sender else parse_digest(digest))
 
 
 class FsspecBlobs:
@@ -227,14 +228,14 @@ class FsspecBlobs:
             self._filesystem.pipe_file(self._key(digest), data)
         return digest
 
-    def received(self, digest: Digest) -> int:
-        return self._staging.received(digest)
+    def received(self, digest: Digest, *, sender: str = "") -> int:
+        return self._staging.received(digest, sender=sender)
 
-    def append(self, digest: Digest, offset: int, data: bytes) -> None:
-        self._staging.append(digest, offset, data)
+    def append(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
+        self._staging.append(digest, offset, data, sender=sender)
 
-    def finish(self, digest: Digest) -> None:
-        self._staging.finish(digest)
+    def finish(self, digest: Digest, *, sender: str = "") -> None:
+        self._staging.finish(digest, sender=sender)
         self.write(self._staging.read(digest))
         self._staging.delete(digest)
 

@@ -164,7 +164,7 @@ def arrays_from_safetensors(data: bytes) -> ArrayRecord:
 
 def arrays_to_safetensors(record: ArrayRecord) -> bytes:
     """The inverse of `arrays_from_safetensors`."""
-    return save_tensors({name: np.ascontiguousarray(to_numpy(array)) for name, array in record.items()})
+    return save_tensors({name: np.asarray(to_numpy(array), order="C") for name, array in record.items()})
 
 
 def encode_records(records: RecordDict) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from shared import errors
-from shared.errors import DeadlineExceeded, Malformed, ShoalError, Unauthenticated, Unavailable
+from shared.errors import DeadlineExceeded, Malformed, ShoalError, Unauthenticated, Unavailable, Unsupported
 
 CLASS_KEY = "shoal-error"
 _STATUS = {code.name: code for code in grpc.StatusCode}
@@ -34,9 +34,12 @@ def error_from_rpc(error: grpc.RpcError) -> ShoalError:
     code, details = error.code(), error.details() or "the call failed"
     name = _class_name(error)
     if name in (known := _classes(errors.ShoalError)):
-        out = known[name].__new__(known[name])
-        ShoalError.__init__(out, details)
-        return out
+        return known[name](details)
+    return _by_status(code, details)
+
+
+def _by_status(code: grpc.StatusCode, details: str) -> ShoalError:
+    """For what the library itself refused, and for servers that are not ours."""
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded("no answer in time; try again")
@@ -46,6 +49,8 @@ def error_from_rpc(error: grpc.RpcError) -> ShoalError:
             return Unauthenticated(details)
         case grpc.StatusCode.INVALID_ARGUMENT:
             return Malformed(details)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return Unsupported(details)
     return ShoalError(details, detail=code.name)
 
 

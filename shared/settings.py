@@ -53,8 +53,8 @@ def from_mapping(kind: type[T], values: Any, *, where: str = "") -> T:
         first = transform_error(error, path=where or kind.__name__, format_exception=_explain)[0]
         message, _, path = first.partition(" @ ")
         raise ConfigError(message, path=path) from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error), path=where or kind.__name__) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(_explain(error, kind), path=where or kind.__name__) from error
 
 
 def _explain(error: BaseException, kind: type | None) -> str:
@@ -62,6 +62,8 @@ def _explain(error: BaseException, kind: type | None) -> str:
         return f"unknown key {', '.join(sorted(error.extra_fields))}"
     if isinstance(error, KeyError):
         return f"missing key {error.args[0]}"
+    if isinstance(error, AttributeError):  # cattrs asks for the keys of what is no table
+        return "expected a table"
     return str(error)
 
 

@@ -8,6 +8,8 @@ from shared import session as s
 from shared.errors import Malformed
 from shared.ids import CommandId, JobId, RolloutId, TaskId, parse_digest, parse_name
 
+_MAX_INT32, _MAX_INT64 = (1 << 31) - 1, (1 << 63) - 1  # what SQL's integers hold
+
 
 def part_to_proto(part: s.Part) -> session_pb2.Part:
     return session_pb2.Part(digest=part.digest) if part.digest else session_pb2.Part(inline=part.inline)
@@ -32,6 +34,8 @@ def _serving_to_proto(serving: s.Serving) -> session_pb2.Serving:
 
 
 def _serving_from_proto(serving: session_pb2.Serving) -> s.Serving:
+    if serving.release > _MAX_INT32:
+        raise Malformed("a release number that no release has")
     return s.Serving(
         model=parse_name(serving.model),
         release=serving.release,
@@ -242,8 +246,8 @@ def _sample_to_proto(sample: s.Sample) -> metrics_pb2.Sample:
 
 
 def batch_from_proto(batch: metrics_pb2.Batch) -> s.MetricBatch:
-    if batch.sequence < 1:
-        raise Malformed("metric batches are numbered from 1")
+    if not 1 <= batch.sequence <= _MAX_INT64:
+        raise Malformed("metric batches are numbered from 1 to 2^63 - 1")
     try:
         samples = tuple(_sample_from_proto(sample) for sample in batch.samples)
     except ValueError as error:

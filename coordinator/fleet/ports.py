@@ -1,6 +1,6 @@
 """What the coordinator's nouns need from its shells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from coordinator.fleet.device import AuditEntry, Device, TokenRecord
@@ -34,6 +34,10 @@ class Sessions(Protocol):
     def subscribe(self, listener: SessionListener) -> None: ...
 
 
+# What a device becomes, and the audit entry about it. Raises what forbids the change; then nothing is written.
+Decide = Callable[[Device], tuple[Device, AuditEntry | None]]
+
+
 class FleetStore(Protocol):
     """Devices, join tokens and the audit log. Every change and its audit entry are one transaction."""
 
@@ -43,19 +47,25 @@ class FleetStore(Protocol):
 
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         """Add a device and spend its token. If this token was spent by this very key, nothing changes and the device
-        of then is returned. Raises `Forbidden` when another key spent it, `Conflict` when the name is taken."""
+        of then is returned. The name of a revoked device is free again; that one is then called by its id.
+
+        Raises `Unauthenticated` for an unknown token, `Forbidden` when another key spent it, `Conflict` when the name or
+        the key is taken."""
         ...
 
-    def update(self, device: Device, entry: AuditEntry | None) -> None:
-        """Replace a device's row (not what it serves). Raises `NotFound`."""
+    def change(self, id_or_name: str, decide: Decide) -> Device:
+        """Read, decide and write in one transaction, so that of two changes at once neither undoes the other.
+
+        What the device serves is not written. `decide` may be called again. Raises `NotFound`, `Conflict` when the key is
+        another device's, and what `decide` raises."""
         ...
 
     def record_serving(self, device: DeviceId, serving: Sequence[Serving], at: float) -> None:
-        """Replace what the device says that it runs, and when it was last seen."""
+        """Replace what the device says that it runs (a model once), and when it was last seen. Raises `NotFound`."""
         ...
 
     def device(self, id_or_name: str) -> Device:
-        """Raises `NotFound`."""
+        """An id goes before a name. Raises `NotFound`."""
         ...
 
     def devices(self) -> list[Device]:

@@ -1,21 +1,28 @@
 """Who belongs to the fleet, who may speak, and who changed that."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.fleet.cohorts import Cohort
 from coordinator.fleet.device import AuditEntry, Device, TokenRecord
-from coordinator.fleet.ports import FleetStore
+from coordinator.fleet.ports import Decide, FleetStore
 from coordinator.fleet.states import DeviceEvent, DeviceState, after
 from shared.clock import Clock
-from shared.errors import Forbidden, InputError, NotFound, ProtocolError, Unauthenticated
+from shared.errors import Forbidden, InputError, Malformed, NotFound, ProtocolError, Unauthenticated
 from shared.ids import DeviceId, new_device_id, new_node_id, parse_name
 from shared.session import Hello, Serving
-from shared.signing.certificates import Authority, Subject, check_csr, verify_certificate
+from shared.signing.certificates import Authority, Subject, check_csr, key_sha256, public_key_of, verify_certificate
 from shared.signing.tokens import JoinToken
 
 MAX_LABELS = 64
 MAX_TOKENS = 10_000
+MAX_REMEMBERED = 100_000
+MAX_PROFILE_BYTES = 64 << 10
+SEEN_EVERY_S = 15.0  # a heartbeat that says nothing new is written at most this often
+_RESERVED_LABELS = frozenset({"id", "name", "profile", "share"})  # they mean something else in a cohort
+_LOOKS_LIKE_AN_ID = re.compile(r"dev-[0-9a-f]{16}\Z")
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,22 @@ class EnrolmentRequest:
 
 
 class Registry:
-    """Synchronous and safe to call from threads: the store's transactions order concurrent changes."""
+    """Synchronous and safe to call from threads: the store's transactions order concurrent changes.
+
+    One registry a database: it remembers who was admitted, and forgets a device whenever it changes it.
+    """
 
     def __init__(self, store: FleetStore, authority: Authority, clock: Clock, *, certificate_valid_s: float) -> None:
         self._store = store
         self._authority = authority
         self._clock = clock
         self._certificate_valid_s = certificate_valid_s
+        self._subjects: dict[bytes, Subject] = {}  # of verified certificates; their dates are checked each time
+        self._admitted: dict[str, tuple[object, Subject, Device]] = {}
+        self._epochs: dict[
+            str, object
+        ] = {}  # replaced after each change of a device: what was remembered before is void
+        self._recorded: dict[DeviceId, tuple[frozenset[Serving], float]] = {}
 
     @property
     def authority_certificate(self) -> bytes:
@@ -65,11 +81,12 @@ class Registry:
     def enrol(self, request: EnrolmentRequest) -> Device:
         """Spend a token. The same token and key again give the same device, so a lost answer loses nothing.
 
-        Raises `Malformed` for a broken token, name or request, `Unauthenticated` for an unknown or expired token,
-        `Forbidden` for one that another device spent, `Conflict` for a name that is taken.
+        Raises `Malformed` for a broken token, name, profile or request, `Unauthenticated` for an unknown or expired
+        token, `Forbidden` for one that another device spent or whose device was revoked, `Conflict` for a taken name.
         """
-        name = parse_name(request.name)
+        name = _check_name(request.name)
         _check_labels(request.labels)
+        _check_profile(request.profile_json)
         csr = check_csr(request.csr_der)
         record = self._check_token(JoinToken.parse(request.token), csr.public_key_sha256)
         now = self._clock.now()
@@ -88,24 +105,30 @@ class Registry:
         if device.state is DeviceState.ACTIVE:
             device = self._certify(device, request.csr_der)
         entry = AuditEntry(now, f"token {record.id}", "device.enrol", device.id, {"name": name})
-        return self._store.enrol(device, record.id, now, entry)
+        enrolled = self._store.enrol(device, record.id, now, entry)
+        if enrolled.state is DeviceState.REVOKED:
+            raise Forbidden(f"device {enrolled.name} was revoked", detail=enrolled.reason)
+        return enrolled
 
     def renew(self, device_id: DeviceId, csr_der: bytes) -> Device:
-        """A fresh certificate, perhaps for a fresh key. Raises `NotFound`, `Forbidden`, and what `check_csr` raises."""
-        device = self._store.device(device_id)
-        _require_active(device)
-        device = self._certify(replace(device, csr_der=csr_der), csr_der)
-        self._store.update(device, AuditEntry(self._clock.now(), device.id, "device.renew", device.id))
-        return device
+        """A fresh certificate, perhaps for a fresh key.
+
+        The present key counts until the new certificate is first used, so a lost answer locks nobody out.
+        Raises `NotFound`, `ProtocolError`, and what `check_csr` raises.
+        """
+        check_csr(csr_der)
+
+        def decide(device: Device) -> tuple[Device, AuditEntry]:
+            _require_active(device)
+            certified = replace(self._certify(device, csr_der), public_key_sha256=device.public_key_sha256)
+            return certified, AuditEntry(self._clock.now(), device.id, "device.renew", device.id)
+
+        return self._change(device_id, decide)
 
     # ---- what admins do
 
     def approve(self, name: str, actor: str) -> Device:
-        device = self._store.device(name)
-        changed = replace(device, state=after(device.state, DeviceEvent.APPROVE))
-        if device.state is DeviceState.PENDING:
-            changed = self._certify(changed, device.csr_der)
-        return self._change(device, changed, DeviceEvent.APPROVE, actor)
+        return self._put_through(name, DeviceEvent.APPROVE, actor, "")
 
     def quarantine(self, name: str, actor: str, reason: str) -> Device:
         return self._put_through(name, DeviceEvent.QUARANTINE, actor, reason)
@@ -119,8 +142,21 @@ class Registry:
     # ---- who speaks
 
     def authenticate(self, certificate_der: bytes) -> Subject:
-        """Whom a certificate speaks for now. Raises `SignatureInvalid`."""
-        return verify_certificate(self._authority.certificate_der, certificate_der, self._clock.now())
+        """Whom a certificate speaks for now. Raises `Malformed`, `SignatureInvalid`."""
+        now = self._clock.now()
+        known = self._subjects.get(certificate_der)
+        if known is not None and known.issued_at <= now <= known.expires_at:
+            return known
+        subject = verify_certificate(self._authority.certificate_der, certificate_der, now)
+        if len(self._subjects) >= MAX_REMEMBERED:
+            self._subjects = {}
+        self._subjects[certificate_der] = subject
+        return subject
+
+    def admitted(self, subject: Subject) -> Device | None:
+        """`admit` from memory, without the store: None if it must be asked."""
+        epoch, known, device = self._admitted.get(subject.id, (None, None, None))
+        return device if known == subject and epoch is self._epochs.get(subject.id) else None
 
     def admit(self, subject: Subject) -> Device:
         """The device behind a verified certificate, if it may speak now.
@@ -128,32 +164,44 @@ class Registry:
         Raises `Unauthenticated` for an unknown device or a certificate that a renewal replaced, `Forbidden` for one
         that waits for approval or was revoked. A quarantined device may speak: it goes on serving and reporting.
         """
+        if (remembered := self.admitted(subject)) is not None:
+            return remembered
+        epoch = self._epochs.setdefault(subject.id, object())
         try:
             device = self._store.device(subject.id)
         except NotFound:
+            self._epochs.pop(subject.id, None)
             raise Unauthenticated("no such device in this fleet; enrol again") from None
         if device.state is DeviceState.REVOKED:
             raise Forbidden(f"device {device.name} was revoked", detail=device.reason)
         if device.state is DeviceState.PENDING:
             raise Forbidden(f"device {device.name} waits for approval")
         if device.public_key_sha256 != subject.public_key_sha256:
-            raise Unauthenticated(f"device {device.name} has renewed its key; use the new certificate")
+            return self._adopt_key(device, subject)
+        self._admitted[subject.id] = (epoch, subject, device)
         return device
 
     def hello(self, device_id: DeviceId, hello: Hello) -> Device:
-        """Record what an attached agent says about itself."""
-        device = replace(
-            self._store.device(device_id),
-            agent_version=hello.agent_version[:32],
-            profile_json=hello.profile_json,
-            last_seen_at=self._clock.now(),
-        )
-        self._store.update(device, None)
-        self._store.record_serving(device_id, hello.serving, self._clock.now())
-        return device
+        """Record what an attached agent says about itself. Raises `NotFound`, `Malformed`."""
+        _check_profile(hello.profile_json)
+        _check_serving(hello.serving)
+        version = "".join(filter(str.isprintable, hello.agent_version))[:32]
+
+        def decide(device: Device) -> tuple[Device, None]:
+            return replace(device, agent_version=version, profile_json=hello.profile_json or "{}"), None
+
+        device = self._change(device_id, decide)
+        now = self._clock.now()
+        self._record(device_id, hello.serving, now)
+        return replace(device, serving=hello.serving, last_seen_at=now)
 
     def seen(self, device_id: DeviceId, serving: tuple[Serving, ...]) -> None:
-        self._store.record_serving(device_id, serving, self._clock.now())
+        """A heartbeat. Raises `NotFound`, `Malformed`."""
+        _check_serving(serving)
+        now = self._clock.now()
+        recorded, at = self._recorded.get(device_id, (None, 0.0))
+        if recorded != frozenset(serving) or now - at >= SEEN_EVERY_S:
+            self._record(device_id, serving, now)
 
     # ---- look-ups
 
@@ -172,6 +220,15 @@ class Registry:
         self._store.append_audit(AuditEntry(self._clock.now(), actor, action, subject, detail or {}))
 
     # ---- inside
+
+    def _change(self, id_or_name: str, decide: Decide) -> Device:
+        device = self._store.change(id_or_name, decide)
+        self._epochs[device.id] = object()
+        return device
+
+    def _record(self, device_id: DeviceId, serving: tuple[Serving, ...], now: float) -> None:
+        self._store.record_serving(device_id, serving, now)
+        self._recorded[device_id] = (frozenset(serving), now)
 
     def _check_token(self, token: JoinToken, key_sha256: str) -> TokenRecord:
         record = self._store.token(token.id)
@@ -194,16 +251,33 @@ class Registry:
         )
 
     def _put_through(self, name: str, event: DeviceEvent, actor: str, reason: str) -> Device:
-        device = self._store.device(name)
-        changed = replace(device, state=after(device.state, event), reason=reason)
-        return self._change(device, changed, event, actor)
+        """Repeating what was done already changes nothing and is not written down again."""
 
-    def _change(self, device: Device, changed: Device, event: DeviceEvent, actor: str) -> Device:
-        if changed.state is device.state:
-            return device
-        detail = {"reason": changed.reason} if changed.reason else {}
-        self._store.update(changed, AuditEntry(self._clock.now(), actor, f"device.{event}", device.id, detail))
-        return changed
+        def decide(device: Device) -> tuple[Device, AuditEntry | None]:
+            state = after(device.state, event)
+            if state is device.state:
+                return device, None
+            changed = replace(device, state=state, reason=reason)
+            if device.state is DeviceState.PENDING and state is DeviceState.ACTIVE:
+                changed = self._certify(changed, device.csr_der)
+            detail = {"reason": reason} if reason else {}
+            return changed, AuditEntry(self._clock.now(), actor, f"device.{event}", device.id, detail)
+
+        return self._change(name, decide)
+
+    def _adopt_key(self, device: Device, subject: Subject) -> Device:
+        """The first use of a renewed certificate: from now on its key counts and the former one does not."""
+
+        def decide(found: Device) -> tuple[Device, AuditEntry]:
+            if (
+                not found.certificate_der
+                or key_sha256(public_key_of(found.certificate_der)) != subject.public_key_sha256
+            ):
+                raise Unauthenticated(f"device {found.name} has renewed its key; use the new certificate")
+            entry = AuditEntry(self._clock.now(), found.id, "device.key", found.id)
+            return replace(found, public_key_sha256=subject.public_key_sha256), entry
+
+        return self._change(device.id, decide)
 
 
 def _require_active(device: Device) -> None:
@@ -215,6 +289,27 @@ def _check_labels(labels: Mapping[str, str]) -> None:
     if len(labels) > MAX_LABELS:
         raise InputError(f"a device has at most {MAX_LABELS} labels")
     for key, value in labels.items():
-        parse_name(key)
-        if not 0 < len(value) <= 128 or "," in value or "|" in value or "=" in value:
-            raise InputError(f"label {key}: a value has 1 to 128 characters and no comma, bar or equals sign")
+        if parse_name(key) in _RESERVED_LABELS:
+            raise InputError(f"label {key}: this word has a meaning of its own in cohorts; choose another")
+        if not 0 < len(value) <= 128 or not value.isprintable() or any(sign in value for sign in ",|="):
+            raise InputError(f"label {key}: a value has 1 to 128 printable characters and no comma, bar or equals sign")
+
+
+def _check_name(text: str) -> str:
+    if _LOOKS_LIKE_AN_ID.match(name := parse_name(text)):
+        raise Malformed(f"{name} looks like a device id; choose another name")
+    return name
+
+
+def _check_profile(profile_json: str) -> None:
+    try:
+        profile = json.loads(profile_json or "{}") if len(profile_json) <= MAX_PROFILE_BYTES else None
+    except (ValueError, RecursionError):
+        profile = None
+    if not isinstance(profile, dict):
+        raise Malformed(f"a device's profile is a JSON object of at most {MAX_PROFILE_BYTES} bytes")
+
+
+def _check_serving(serving: Sequence[Serving]) -> None:
+    if len({item.model for item in serving}) != len(serving):
+        raise Malformed("a device names each model once in what it serves")

@@ -2,27 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from coordinator.rounds.exchange import Fate, Summary
+from coordinator.rounds.exchange import ExchangeObserver, Fate, Summary
 from coordinator.rounds.exchange import Outcome as SecureOutcome
 from coordinator.rounds.grid import Ask, Fleet, FleetGrid
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, Traffic
-from coordinator.rounds.round import DeviceRef, DeviceRow, Event, Outcome, RoundRow
+from coordinator.rounds.round import DeviceRow, Event, Outcome, RoundRow
 from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.shelf import GlobalState, Shelf
 from coordinator.rounds.states import RoundState, advance
-from coordinator.rounds.strategies import restore_dtypes, secure_config
-from coordinator.rounds.validate import check_update, weight_of
+from coordinator.rounds.strategies import load_state, restore_dtypes, secure_config
+from coordinator.rounds.validate import agreed, checked, weight_of
 from shared.clock import Clock
-from shared.errors import RoundAborted
-from shared.flower import REFUSED
+from shared.errors import Corrupt, RoundAborted
+from shared.flower import REFUSED, to_numpy
 from shared.ids import NodeId
 from shared.secagg.keys import Verifier
 from shared.secagg.messages import Phase
+
+Detail = Mapping[str, str | int | float]
+MAX_REASON = 500  # characters; a device may have written them
 
 _FATES: Mapping[Fate, Outcome] = {
     Fate.COUNTED: Outcome.COUNTED,
@@ -32,148 +38,199 @@ _FATES: Mapping[Fate, Outcome] = {
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a successful attempt leads to: the new global arrays, and the round's row, ready to be committed."""
-
-    arrays: ArrayRecord
-    row: RoundRow
-
-
-@dataclass(frozen=True)
 class Bench:
     """What an attempt works with."""
 
     store: JobStore
+    shelf: Shelf
     fleet: Fleet
     traffic: Traffic
     verifier: Verifier
     clock: Clock
 
 
+@dataclass(frozen=True)
+class _Judged:
+    outcome: Outcome
+    reason: str = ""
+    weight: int = 0
+
+
+_SILENT = _Judged(Outcome.DROPPED, "no answer")
+
+
 class Attempt:
-    """Implements `ExchangeObserver` for its own exchange. `row` is what is written so far."""
+    """Implements `ExchangeObserver` for its own exchange. `row` is what is known so far, also after a failure."""
 
     def __init__(self, bench: Bench, spec: JobSpec, ask: Ask, row: RoundRow) -> None:
         self._bench = bench
         self._spec = spec
-        self._check = None if spec.secure.enabled else check_update("num-examples")
-        self._grid = FleetGrid(bench.fleet, ask, self._check)
+        self._cancellation = ask.cancellation
+        self._grid = FleetGrid(bench.fleet, ask, check=None if spec.secure.enabled else checked)
         self._summary: Summary | None = None
-        self._selected: dict[NodeId, DeviceRef] = {}
+        self._judged: dict[NodeId, _Judged] = {}
         self.row = row
 
-    def run(self, strategy: FedAvg, arrays: ArrayRecord, model_json: str) -> Result:
-        """Raises `RoundAborted` when too few devices take part; `row` then says what became of each."""
+    def run(self, strategy: FedAvg, state: GlobalState) -> ArrayRecord:
+        """The new global arrays, on the shelf; the round's row is then ready to be committed.
+
+        Raises `RoundAborted` when too few devices take part.
+        """
         self._bench.store.begin(self.row, self._event("PLANNED", {}))
-        config = ConfigRecord({**self._spec.train, "server-round": self.row.round})
-        messages = list(strategy.configure_train(self.row.round, arrays, config, self._grid))
-        self._select(messages, model_json)
-        replies = list(self._exchange_grid().send_and_receive(messages, timeout=self._spec.selection.round_timeout_s))
-        self._settle(replies)
-        merged, metrics = strategy.aggregate_train(self.row.round, replies)
-        if merged is None:
-            raise RoundAborted("no usable update came back")
-        total = self._total_weight(replies)
-        self._advance(RoundState.AGGREGATED, {"examples": total})
-        self.row = replace(self.row, total_weight=total, metrics=_plain(metrics), ended_at=self._bench.clock.now())
-        return Result(restore_dtypes(merged, arrays), self.row)
+        try:
+            load_state(strategy, state.kept, state.arrays)
+            replies = self._train(strategy, state)
+            arrays = self._aggregate(strategy, replies, state.arrays)
+            if self._spec.evaluate.due(self.row.round):
+                self._evaluate(strategy, arrays, state.model_json)
+            return arrays
+        finally:
+            self._grid.close()
+            self._fill_in_devices()
 
     # ---- steps
 
-    def _exchange_grid(self) -> Grid:
+    def _train(self, strategy: FedAvg, state: GlobalState) -> list[Message]:
+        self._grid.know(state.arrays, state.digest)
+        config = ConfigRecord({**self._spec.train})
+        messages = list(strategy.configure_train(self.row.round, state.arrays, config, self._grid))
+        self._prepare(messages, state.model_json)
+        for device in self._grid.chosen.values():
+            self._bench.traffic.take(device.id)  # what it moved before this round
+        self._advance(RoundState.SELECTED, {"devices": len(messages)})
+        grid = self._exchange_grid(self)
+        replies = list(grid.send_and_receive(messages, timeout=self._spec.selection.round_timeout_s))
+        if not self._spec.secure.enabled:
+            replies = agreed(messages, replies)
+            self._judge(replies)
+            self._advance(RoundState.TRAINED, {"answers": sum(not reply.has_error() for reply in replies)})
+        self._require_quorum()
+        return replies
+
+    def _aggregate(self, strategy: FedAvg, replies: list[Message], sent: ArrayRecord) -> ArrayRecord:
+        total = self._total_weight(replies)
+        try:
+            merged, metrics = strategy.aggregate_train(self.row.round, replies)
+        except Exception as error:  # each strategy has its own, and any of them is the end of this attempt
+            reason = f"{type(strategy).__name__} cannot aggregate {len(replies)} updates"
+            raise RoundAborted(reason, detail=str(error)[:MAX_REASON]) from error
+        if merged is None:
+            raise RoundAborted("no usable update came back")
+        arrays = restore_dtypes(merged, sent)
+        _require_finite(arrays)
+        digest = self._bench.shelf.put(arrays)
+        self._grid.know(arrays, digest)
+        self._advance(RoundState.AGGREGATED, {"examples": total})
+        self.row = replace(self.row, total_weight=total, arrays_digest=digest, metrics=_plain(metrics))
+        return arrays
+
+    def _evaluate(self, strategy: FedAvg, arrays: ArrayRecord, model_json: str) -> None:
+        """Measure the new arrays on the devices. A measurement that fails does not cost the round."""
+        try:
+            config = ConfigRecord({**self._spec.train})
+            messages = list(strategy.configure_evaluate(self.row.round, arrays, config, self._grid))
+            self._prepare(messages, model_json)
+            timeout = self._spec.selection.round_timeout_s
+            replies = list(self._exchange_grid(None).send_and_receive(messages, timeout=timeout))
+            if not self._spec.secure.enabled:
+                replies = agreed(messages, replies)
+            metrics = strategy.aggregate_evaluate(self.row.round, replies)
+        except RoundAborted as error:
+            self._cancellation.check()
+            self._bench.store.note(self._event("evaluate.failed", {"reason": str(error)[:MAX_REASON]}))
+            return
+        found = {f"evaluate_{name}": value for name, value in _plain(metrics).items()}
+        self.row = replace(self.row, metrics={**self.row.metrics, **found})
+
+    def _exchange_grid(self, observer: ExchangeObserver | None) -> Grid:
         if not self._spec.secure.enabled:
             return self._grid
-        return SecureGrid(self._grid, secure_config(self._spec), self._bench.verifier, observer=self)
+        return SecureGrid(self._grid, secure_config(self._spec), self._bench.verifier, observer=observer)
 
-    def _select(self, messages: list[Message], model_json: str) -> None:
-        by_node = {device.node_id: device for device in self._grid.present()}
-        for message in messages:
-            node = NodeId(message.metadata.dst_node_id)
-            if node in by_node:
-                self._selected[node] = by_node[node]
-                self._bench.traffic.take(by_node[node].id)  # from here on, for this round
-            if model_json:
+    def _prepare(self, messages: list[Message], model_json: str) -> None:
+        """In order of node, since sums of floats depend on it; with the model's description, if there is one."""
+        messages.sort(key=lambda message: message.metadata.dst_node_id)
+        if model_json:
+            for message in messages:
                 message.content["model"] = ConfigRecord({"json": model_json})
-        if len(self._selected) < self._spec.selection.min_devices:
-            raise RoundAborted("devices left while the round was planned")
-        self._advance(RoundState.SELECTED, {"devices": len(self._selected)})
 
-    def _settle(self, replies: list[Message]) -> None:
-        """Every selected device gets exactly one outcome; too few counted ones end the round."""
-        if self._spec.secure.enabled:
-            outcomes = self._secure_outcomes()
-        else:
-            self._advance(RoundState.TRAINED, {"answers": sum(not reply.has_error() for reply in replies)})
-            outcomes = self._plain_outcomes(replies)
-        self.row = replace(self.row, devices=self._device_rows(outcomes))
-        self.row = replace(
-            self.row,
-            bytes_down=sum(device.bytes_down for device in self.row.devices),
-            bytes_up=sum(device.bytes_up for device in self.row.devices),
-        )
-        counted = sum(device.outcome is Outcome.COUNTED for device in self.row.devices)
-        needed = self._spec.selection.quorum * len(self._selected)
-        if counted < needed:
-            raise RoundAborted(f"{counted} of {len(self._selected)} devices counted, {needed:.0f} are needed")
+    # ---- what became of each device: exactly one outcome each
 
-    def _plain_outcomes(self, replies: list[Message]) -> dict[NodeId, tuple[Outcome, str, int]]:
-        out: dict[NodeId, tuple[Outcome, str, int]] = {}
+    def _judge(self, replies: list[Message]) -> None:
         for reply in replies:
             node = NodeId(reply.metadata.src_node_id)
             if reply.has_error():
                 outcome = Outcome.REJECTED if reply.error.code == REFUSED else Outcome.DROPPED
-                out[node] = (outcome, reply.error.reason or "failed without a reason", 0)
+                self._judged[node] = _Judged(outcome, reply.error.reason or "failed without a reason")
             else:
-                out[node] = (Outcome.COUNTED, "", int(weight_of(reply.content, "num-examples")))
-        return out
+                self._judged[node] = _Judged(Outcome.COUNTED, weight=weight_of(reply.content))
 
-    def _secure_outcomes(self) -> dict[NodeId, tuple[Outcome, str, int]]:
-        found: Mapping[int, SecureOutcome] = self._summary.outcomes if self._summary else {}
-        return {NodeId(node): (_FATES.get(item.fate, Outcome.DROPPED), item.reason, 0) for node, item in found.items()}
-
-    def _device_rows(self, outcomes: Mapping[NodeId, tuple[Outcome, str, int]]) -> tuple[DeviceRow, ...]:
-        rows = []
-        for node, device in self._selected.items():
-            outcome, reason, weight = outcomes.get(node, (Outcome.DROPPED, "no answer", 0))
-            down, up = self._bench.traffic.take(device.id)
-            seconds = self._grid.seconds.get(node, 0.0)
-            rows.append(DeviceRow(device.id, outcome, reason[:500], weight, down, up, seconds))
-        return tuple(rows)
+    def _require_quorum(self) -> None:
+        selected = len(self._grid.chosen)
+        counted = sum(item.outcome is Outcome.COUNTED for item in self._judged.values())
+        needed = self._spec.selection.enough(selected)
+        if counted < needed:
+            raise RoundAborted(f"{counted} of {selected} devices counted, {needed} are needed")
 
     def _total_weight(self, replies: list[Message]) -> int:
         """Plain: the counted devices' weights. Secure: what the sum itself says, since single weights are secret."""
         if self._spec.secure.enabled:
             return self._summary.total_weight if self._summary else 0
-        return sum(device.weight for device in self.row.devices)
+        handed_over = sum(weight_of(reply.content) for reply in replies if not reply.has_error())
+        counted = sum(item.weight for item in self._judged.values())
+        if handed_over != counted:
+            raise Corrupt(f"the counted weights add up to {counted}, the aggregate's to {handed_over}")
+        return counted
+
+    def _fill_in_devices(self) -> None:
+        rows = []
+        for node, device in sorted(self._grid.chosen.items()):
+            judged = self._judged.get(node, _SILENT)
+            down, up = self._bench.traffic.take(device.id)
+            seconds = self._grid.seconds.get(node, 0.0)
+            reason = judged.reason[:MAX_REASON]
+            rows.append(DeviceRow(device.id, judged.outcome, reason, judged.weight, down, up, seconds))
+        self.row = replace(
+            self.row,
+            devices=tuple(rows),
+            bytes_down=sum(row.bytes_down for row in rows),
+            bytes_up=sum(row.bytes_up for row in rows),
+            ended_at=self._bench.clock.now(),
+        )
 
     # ---- ExchangeObserver
 
     def phase(self, phase: Phase, outcomes: Mapping[int, SecureOutcome]) -> None:
-        lost = {
-            str(node): item.reason for node, item in outcomes.items() if item.fate not in (Fate.PRESENT, Fate.COUNTED)
-        }
-        self._advance(RoundState[phase.name], {"present": len(outcomes) - len(lost), "lost": len(lost)})
+        lost = sum(item.fate not in (Fate.PRESENT, Fate.COUNTED) for item in outcomes.values())
+        self._advance(RoundState[phase.name], {"present": len(outcomes) - lost, "lost": lost})
 
     def closed(self, summary: Summary) -> None:
         self._summary = summary
-        if summary.aborted:
-            self.row = replace(self.row, devices=self._device_rows(self._secure_outcomes()))
+        for node, item in summary.outcomes.items():
+            reason = item.reason or (summary.aborted if item.fate is Fate.ABANDONED else "")
+            self._judged[NodeId(node)] = _Judged(_FATES.get(item.fate, Outcome.DROPPED), reason)
 
     # ---- writing
 
-    def _advance(self, state: RoundState, detail: Mapping[str, str | int | float]) -> None:
+    def _advance(self, state: RoundState, detail: Detail) -> None:
         advance(self.row.state, state)
         self._bench.store.advance(self.row, state, self._event(state, detail))
         self.row = replace(self.row, state=state)
 
-    def _event(self, kind: str, detail: Mapping[str, str | int | float]) -> Event:
+    def _event(self, kind: str, detail: Detail) -> Event:
         return Event(self.row.job, self.row.round, self.row.attempt, self._bench.clock.now(), str(kind), detail)
 
 
+def _require_finite(arrays: ArrayRecord) -> None:
+    for name, array in arrays.items():
+        value = to_numpy(array)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise RoundAborted(f"the aggregate of {name} is not finite: lower the strategy's learning rate")
+
+
 def _plain(metrics: MetricRecord | None) -> dict[str, float]:
-    return {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, int | float)}
-
-
-def as_records(arrays: ArrayRecord) -> RecordDict:
-    """The form in which global arrays are stored and sent, so that both are one blob."""
-    return RecordDict({"arrays": arrays})
+    return {
+        key: float(value)
+        for key, value in (metrics or {}).items()
+        if isinstance(value, int | float) and isfinite(value)
+    }

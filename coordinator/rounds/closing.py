@@ -1,25 +1,63 @@
 """When to stop waiting for answers: a pure rule."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    ALL_IN = "everybody answered or failed"
+    LATE = "enough answered, and the grace for the others is over"
+    QUORUM_LOST = "too many failed"
+    DEADLINE = "the time is up"
 
 
 @dataclass(frozen=True)
-class Closing:
-    """Once `quantile` of the asked have answered or failed, the others get `grace_s` seconds more."""
+class Close:
+    reason: Reason
 
+
+@dataclass(frozen=True)
+class WaitUntil:
+    """Nothing changes by itself before `at`; an answer or a failure may."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Shares are of the asked. Once `quantile` have answered or failed and `quorum` have answered, the others get `grace_s`."""
+
+    timeout_s: float
+    quorum: float = 0.0
     quantile: float = 1.0
     grace_s: float = 10.0
 
-    def until(self, *, asked: int, finished_at: tuple[float, ...], deadline: float) -> float:
-        """The moment to stop waiting, given when each answer (or failure) so far came: -inf when all have.
 
-        Never later than `deadline`. Seconds on one clock; `finished_at` in any order.
-        """
-        if len(finished_at) >= asked:
-            return -math.inf
-        enough = math.ceil(self.quantile * asked - 1e-9)
-        if len(finished_at) < enough:
-            return deadline
-        reached = sorted(finished_at)[enough - 1] if enough else -math.inf
-        return min(deadline, reached + self.grace_s)
+def closing(
+    policy: Policy, now: float, started: float, asked: int, *, answered: Sequence[float], failed: Sequence[float]
+) -> Close | WaitUntil:
+    """Whether to go on waiting. `answered` and `failed` hold when each of them came, in any order; all times on one clock."""
+    needed = _part(policy.quorum, asked)
+    if len(answered) + len(failed) >= asked:
+        return Close(Reason.ALL_IN)
+    if asked - len(failed) < needed:
+        return Close(Reason.QUORUM_LOST)
+    until, reason = started + policy.timeout_s, Reason.DEADLINE
+    enough = _part(policy.quantile, asked)
+    if len(answered) >= needed and len(answered) + len(failed) >= enough:
+        reached = max(_moment([*answered, *failed], enough), _moment(answered, needed), started)
+        if reached + policy.grace_s < until:
+            until, reason = reached + policy.grace_s, Reason.LATE
+    return Close(reason) if now >= until else WaitUntil(until)
+
+
+def _part(share: float, of: int) -> int:
+    """The share rounded up, not by an error of floating point."""
+    return math.ceil(share * of - 1e-9)
+
+
+def _moment(times: Sequence[float], count: int) -> float:
+    """When the `count`-th of them came."""
+    return sorted(times)[count - 1] if count else -math.inf

@@ -1,26 +1,36 @@
-"""Tasks on their way: who was asked, who answered, who is gone. The thread-safe meeting point of job threads and sessions."""
+"""Tasks on their way: who was asked, who answered, who is gone. The thread-safe meeting point of job threads and sessions.
+
+A task belongs to the session that it was sent on. If its device comes back on another one still running it, the task moves there;
+if it comes back without it, or not within `reconnect_grace_s`, the task has failed. What counts is what `Sessions.connected`
+says, not the order in which attach and detach are heard of: they only make us look.
+"""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from coordinator.fleet.ports import Sessions
-from coordinator.rounds.closing import Closing
+from coordinator.rounds.closing import Close, Policy, WaitUntil, closing
 from shared.clock import Clock
 from shared.errors import RoundAborted, ShoalError
-from shared.ids import DeviceId, TaskId
+from shared.ids import DeviceId, Digest, TaskId
 from shared.session import Acknowledged, CancelTask, Event, Hello, RunTask, TaskResult
 
 GONE = 5  # Flower's ErrorCode.NODE_UNAVAILABLE
+LOOK_EVERY_S = 1.0  # for what nobody tells us: a device put in quarantine, a clock that a test moves
+MAX_STRAYS = 10_000
 
 
 @dataclass(frozen=True)
 class _Task:
+    """`session` is the hello of the stream that it was sent on; `lost_at` since when that stream is not there."""
+
     device: DeviceId
+    session: Hello | None
     started_at: float
+    lost_at: float | None = None
     result: TaskResult | None = None
     finished_at: float = 0.0
-    detached_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,16 @@ class Answer:
 class Cancellation:
     """Set by whoever stops a job; waiting for answers then ends at once."""
 
-    requested: bool = field(default=False)
+    reason: str = ""
+
+    def check(self) -> None:
+        """Raises `RoundAborted` once it is set."""
+        if self.reason:
+            raise RoundAborted(self.reason)
 
 
 class Dispatcher:
-    """A `SessionListener`. A task whose device detaches fails unless the device comes back, still running it, within
-    `reconnect_grace_s`; a device that comes back without it fails it at once."""
+    """A `SessionListener`."""
 
     def __init__(self, sessions: Sessions, clock: Clock, *, reconnect_grace_s: float) -> None:
         self._sessions = sessions
@@ -49,131 +63,172 @@ class Dispatcher:
         self._grace_s = reconnect_grace_s
         self._changed = threading.Condition()
         self._tasks: dict[TaskId, _Task] = {}
+        self._news = 0  # counts attachments and wake-ups
+        self._strays: list[Digest] = []
 
     # ---- from job threads
 
     def start(self, device: DeviceId, task: RunTask) -> None:
         """Send a task; if the device is not connected it has failed already."""
-        now = self._clock.monotonic()
+        session = self._sessions.connected().get(device)
         with self._changed:
-            self._tasks[task.task_id] = _Task(device, now)
+            self._tasks[task.task_id] = _Task(device, session, self._clock.monotonic())
         try:
             self._sessions.send(device, task)
         except ShoalError as error:
             with self._changed:
-                self._finish(task.task_id, TaskResult(task.task_id, error_code=GONE, error_reason=error.message))
+                self._finish(task.task_id, _gone(task.task_id, error.message))
 
-    def wait(
-        self, tasks: Iterable[TaskId], closing: Closing, timeout_s: float, cancellation: Cancellation
-    ) -> Mapping[TaskId, Answer]:
-        """Wait by the rule, cancel who is late, and return an answer for every task.
+    def answers(
+        self, tasks: Iterable[TaskId], policy: Policy, cancellation: Cancellation
+    ) -> Iterator[tuple[TaskId, Answer]]:
+        """One answer a task, as they come, until the policy closes; then the late ones are cancelled, and fail.
 
-        Raises `RoundAborted` when the job is being cancelled.
+        Raises `RoundAborted` when the job is being cancelled; its tasks are then cancelled too.
         """
         wanted = tuple(tasks)
-        deadline = self._clock.monotonic() + timeout_s
-        with self._changed:
-            while not cancellation.requested:
-                self._fail_gone(wanted)
-                finished = tuple(task.finished_at for task in self._view(wanted) if task.result is not None)
-                left = (
-                    closing.until(asked=len(wanted), finished_at=finished, deadline=deadline) - self._clock.monotonic()
-                )
-                if left <= 0:
-                    break
-                self._changed.wait(min(left, self._next_expiry(wanted), 1.0))
-            collected = {task_id: self._tasks.pop(task_id) for task_id in wanted}
-        late = [(task_id, task.device) for task_id, task in collected.items() if task.result is None]
+        pending = set(wanted)
+        started = self._clock.monotonic()
+        try:
+            while pending and (ready := self._next(wanted, pending, policy, started, cancellation)):
+                for task_id, answer in ready:
+                    pending.discard(task_id)
+                    yield task_id, answer
+        finally:
+            late = self._forget(wanted)
         for task_id, device in late:
-            self._cancel(device, task_id)
-        if cancellation.requested:
-            raise RoundAborted("the job is being stopped")
-        return {task_id: _answer(task_id, task) for task_id, task in collected.items()}
+            if task_id in pending:
+                yield task_id, Answer(device, _gone(task_id, "no answer in time"), self._clock.monotonic() - started)
 
     def wait_for_devices(self, enough: Callable[[], bool], timeout_s: float, cancellation: Cancellation) -> bool:
         """Wait until `enough()` holds; it is asked again whenever a device attaches. False: not in time.
 
         Raises `RoundAborted` when the job is being cancelled.
         """
-        with self._changed:
-            held = self._changed.wait_for(lambda: cancellation.requested or enough(), timeout_s)
-        if cancellation.requested:
-            raise RoundAborted("the job is being stopped")
-        return held
+        deadline = self._clock.monotonic() + timeout_s
+        while True:
+            cancellation.check()
+            with self._changed:
+                seen = self._news
+            if enough():
+                return True
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return False
+            with self._changed:
+                if seen == self._news:
+                    self._changed.wait(min(left, LOOK_EVERY_S))
+
+    def pause(self, seconds: float, cancellation: Cancellation) -> None:
+        """Wait. Raises `RoundAborted` when the job is being cancelled."""
+        self.wait_for_devices(lambda: False, seconds, cancellation)
 
     def wake(self) -> None:
-        """Let waiting threads look at their cancellation."""
+        """Let waiting threads look again: a cancellation was set, a test's clock moved."""
         with self._changed:
+            self._news += 1
             self._changed.notify_all()
+
+    def take_strays(self) -> list[Digest]:
+        """Blobs of answers that came too late; whoever takes them deletes them."""
+        with self._changed:
+            strays, self._strays = self._strays, []
+        return strays
 
     # ---- from sessions
 
     def attached(self, device: DeviceId, hello: Hello) -> None:
-        with self._changed:
-            for task_id, task in tuple(self._tasks.items()):
-                if task.device != device or task.result is not None or task.detached_at is None:
-                    continue
-                if task_id in hello.running_tasks:
-                    self._tasks[task_id] = replace(task, detached_at=None)
-                else:
-                    self._finish(task_id, _gone(task_id, "the agent restarted"))
-            self._changed.notify_all()
+        self.wake()
 
     def detached(self, device: DeviceId) -> None:
-        now = self._clock.monotonic()
-        with self._changed:
-            for task_id, task in tuple(self._tasks.items()):
-                if task.device == device and task.result is None and task.detached_at is None:
-                    self._tasks[task_id] = replace(task, detached_at=now)
-            self._changed.notify_all()
+        self.wake()
 
     def received(self, device: DeviceId, event_id: str, event: Event) -> None:
+        """Late and unknown results are acknowledged too: the round that asked is over, nobody needs them."""
         if not isinstance(event, TaskResult):
             return
         with self._changed:
             task = self._tasks.get(event.task_id)
             if task is not None and task.device == device and task.result is None:
                 self._finish(event.task_id, event)
-        # Late or unknown results are acknowledged too: the round that asked is over, nobody needs them.
-        self._sessions.send(device, Acknowledged(event_id))
+            elif task is None and len(self._strays) < MAX_STRAYS:
+                self._strays += [part.digest for part in event.parts if part.digest is not None]
+        try:
+            self._sessions.send(device, Acknowledged(event_id))
+        except ShoalError:
+            return  # gone again: it repeats the result and is acknowledged then
 
-    # ---- inside, with the lock held
+    # ---- inside
 
-    def _view(self, tasks: tuple[TaskId, ...]) -> list[_Task]:
-        return [self._tasks[task_id] for task_id in tasks]
+    def _next(
+        self,
+        wanted: tuple[TaskId, ...],
+        pending: set[TaskId],
+        policy: Policy,
+        started: float,
+        cancellation: Cancellation,
+    ) -> list[tuple[TaskId, Answer]]:
+        """Wait for answers that were not handed out yet. None when the policy closes."""
+        with self._changed:
+            while True:
+                cancellation.check()
+                self._judge_lost(pending)
+                tasks = [self._tasks[task_id] for task_id in wanted]
+                ready = [(task_id, answer) for task_id in wanted if (answer := self._answer(task_id, pending))]
+                if ready:
+                    return ready
+                verdict = _verdict(policy, self._clock.monotonic(), started, tasks)
+                if isinstance(verdict, Close):
+                    return []
+                self._changed.wait(max(min(verdict.at - self._clock.monotonic(), LOOK_EVERY_S), 0.0))
+
+    def _answer(self, task_id: TaskId, pending: set[TaskId]) -> Answer | None:
+        task = self._tasks[task_id]
+        if task_id not in pending or task.result is None:
+            return None
+        return Answer(task.device, task.result, task.finished_at - task.started_at)
+
+    def _judge_lost(self, pending: Iterable[TaskId]) -> None:
+        """Fail the tasks whose device came back without them, or stayed away too long."""
+        connected = self._sessions.connected()
+        now = self._clock.monotonic()
+        for task_id in pending:
+            task = self._tasks[task_id]
+            if task.result is not None:
+                continue
+            session = connected.get(task.device)
+            if session is None:
+                lost_at = now if task.lost_at is None else task.lost_at
+                self._tasks[task_id] = replace(task, lost_at=lost_at)
+                if now - lost_at >= self._grace_s:
+                    self._finish(task_id, _gone(task_id, f"no connection for {self._grace_s:g} s"))
+            elif session is task.session or task_id in session.running_tasks:
+                self._tasks[task_id] = replace(task, session=session, lost_at=None)
+            else:
+                self._finish(task_id, _gone(task_id, "the agent came back without this task"))
 
     def _finish(self, task_id: TaskId, result: TaskResult) -> None:
         self._tasks[task_id] = replace(self._tasks[task_id], result=result, finished_at=self._clock.monotonic())
         self._changed.notify_all()
 
-    def _fail_gone(self, tasks: tuple[TaskId, ...]) -> None:
-        now = self._clock.monotonic()
-        for task_id in tasks:
-            task = self._tasks[task_id]
-            if task.result is None and task.detached_at is not None and now - task.detached_at >= self._grace_s:
-                self._finish(task_id, _gone(task_id, f"no connection for {self._grace_s:.0f} s"))
+    def _forget(self, tasks: Iterable[TaskId]) -> list[tuple[TaskId, DeviceId]]:
+        """Let go of tasks and tell the devices that still work on one. Returns those."""
+        with self._changed:
+            taken = [(task_id, self._tasks.pop(task_id)) for task_id in tasks]
+        late = [(task_id, task.device) for task_id, task in taken if task.result is None]
+        for task_id, device in late:
+            try:
+                self._sessions.send(device, CancelTask(task_id))
+            except ShoalError:
+                continue  # not connected: nothing to cancel
+        return late
 
-    def _next_expiry(self, tasks: tuple[TaskId, ...]) -> float:
-        now = self._clock.monotonic()
-        waits = [
-            task.detached_at + self._grace_s - now
-            for task in self._view(tasks)
-            if task.result is None and task.detached_at is not None
-        ]
-        return max(min(waits, default=float("inf")), 0.001)
 
-    def _cancel(self, device: DeviceId, task_id: TaskId) -> None:
-        try:
-            self._sessions.send(device, CancelTask(task_id))
-        except ShoalError:
-            return  # not connected, so nothing to cancel: a returning agent is told that nobody waits
+def _verdict(policy: Policy, now: float, started: float, tasks: list[_Task]) -> Close | WaitUntil:
+    answered = [task.finished_at for task in tasks if task.result is not None and not task.result.error_code]
+    failed = [task.finished_at for task in tasks if task.result is not None and task.result.error_code]
+    return closing(policy, now, started, len(tasks), answered=answered, failed=failed)
 
 
 def _gone(task_id: TaskId, reason: str) -> TaskResult:
     return TaskResult(task_id, error_code=GONE, error_reason=reason)
-
-
-def _answer(task_id: TaskId, task: _Task) -> Answer:
-    if task.result is None:
-        return Answer(task.device, _gone(task_id, "no answer in time"), 0.0)
-    return Answer(task.device, task.result, task.finished_at - task.started_at)

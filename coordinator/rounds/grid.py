@@ -1,10 +1,12 @@
 """`FleetGrid`: Flower's `Grid` on our session streams. Any stock strategy runs on a real fleet through it, unchanged.
 
 A round's global arrays are encoded once, stored once as a blob, and fetched by each device once; small records travel inside the
-command. It returns one reply a message, an error reply for each device that failed.
+command. It returns one reply a message, in order, an error reply for each device that failed. It also selects: `get_node_ids`
+blocks until there are enough devices and then names the same ones to whoever asks, since a strategy samples before it waits.
 """
 
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +14,13 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from coordinator.fleet.ports import Sessions
-from coordinator.rounds.closing import Closing
+from coordinator.rounds.closing import Policy
 from coordinator.rounds.dispatch import Answer, Cancellation, Dispatcher
+from coordinator.rounds.plan import Selection
 from coordinator.rounds.ports import Directory
 from coordinator.rounds.round import DeviceRef
 from shared.blobs import Blobs
+from shared.clock import Clock
 from shared.errors import Malformed, NotFound, RoundAborted, UpdateRejected
 from shared.flower import (
     APP_RAISED,
@@ -28,22 +32,41 @@ from shared.flower import (
     reply_with,
     stamp,
 )
-from shared.ids import DeviceId, JobId, NodeId, TaskId, new_task_id
+from shared.ids import DeviceId, Digest, JobId, NodeId, TaskId, digest_of, new_task_id
 from shared.session import Part, RunTask
 
-INLINE_BYTES = 4096
-Check = Callable[[Message, RecordDict], None]
+INLINE_BYTES = 4096  # arrays above this travel by digest
+MAX_INLINE_BYTES = 65_536  # all other records of a message together
+Check = Callable[[Message, RecordDict], RecordDict]
+Sample = Callable[[Sequence[DeviceRef], int], Sequence[DeviceRef]]
+_RANDOM = random.SystemRandom()  # nobody can foresee who is selected
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The parts of the coordinator that a grid speaks through."""
+    """The parts of the coordinator that a grid speaks through. `lasting` survives a crash, `inbox` need not."""
 
     sessions: Sessions
     directory: Directory
     dispatcher: Dispatcher
     lasting: Blobs
     inbox: Blobs
+
+    @classmethod
+    def open(
+        cls,
+        sessions: Sessions,
+        directory: Directory,
+        *,
+        lasting: Blobs,
+        inbox: Blobs,
+        clock: Clock,
+        reconnect_grace_s: float,
+    ) -> "Fleet":
+        """A fleet whose answers are listened to from now on."""
+        dispatcher = Dispatcher(sessions, clock, reconnect_grace_s=reconnect_grace_s)
+        sessions.subscribe(dispatcher)
+        return cls(sessions, directory, dispatcher, lasting, inbox)
 
 
 @dataclass(frozen=True)
@@ -55,26 +78,29 @@ class Ask:
     round: int
     client_app: str
     secure: bool
-    cohort: str
-    min_devices: int
-    wait_for_devices_s: float
-    timeout_s: float
-    closing: Closing
+    selection: Selection
+    policy: Policy
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 class FleetGrid(Grid):
-    """For one attempt at one round. `check(request, content)` raises `UpdateRejected` for a reply that must not be used."""
+    """For one attempt at one round; `close` it afterwards. `check(request, content)` returns the usable part of a reply.
 
-    def __init__(self, fleet: Fleet, ask: Ask, check: Check | None = None) -> None:
+    A check raises `UpdateRejected` for a reply that must not be used.
+    """
+
+    def __init__(self, fleet: Fleet, ask: Ask, *, check: Check | None = None, sample: Sample = _RANDOM.sample) -> None:
         self._fleet = fleet
         self._ask = ask
         self._check = check
+        self._sample = sample
         self._run: Any = None
-        self._parts: dict[int, tuple[ArrayRecord, Part]] = {}
-        self._pushed: dict[str, Message] = {}
+        self._known: dict[int, tuple[ArrayRecord, Part]] = {}
+        self._passing: set[Digest] = set()  # blobs in `lasting` that this exchange alone needs
+        self._read: set[Digest] = set()
+        self._pushed: dict[TaskId, Message] = {}
+        self.chosen: dict[NodeId, DeviceRef] = {}
         self.seconds: dict[NodeId, float] = {}
-        self.failures: dict[NodeId, tuple[int, str]] = {}
 
     # ---- Flower's Grid
 
@@ -93,54 +119,65 @@ class FleetGrid(Grid):
         )
 
     def get_node_ids(self) -> list[int]:
-        """The cohort's connected devices; blocks until there are enough, since a strategy samples before it waits.
-
-        Raises `RoundAborted` when there are not enough in time.
-        """
-        enough = self._fleet.dispatcher.wait_for_devices(
-            lambda: len(self.present()) >= self._ask.min_devices, self._ask.wait_for_devices_s, self._ask.cancellation
-        )
-        present = sorted(int(device.node_id) for device in self.present())
-        if not enough:
-            raise RoundAborted(f"{len(present)} devices are connected, {self._ask.min_devices} are needed")
-        return present
-
-    def present(self) -> list[DeviceRef]:
-        connected = self._fleet.sessions.connected()
-        return [device for device in self._fleet.directory.members(self._ask.cohort) if device.id in connected]
+        """The devices of this attempt, in order of node id. Raises `RoundAborted` when there are not enough in time."""
+        if not self.chosen:
+            self._choose()
+        return sorted(int(node) for node in self.chosen)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for message in messages:
-            task_id = new_task_id()
-            stamp(message, run_id=self._ask.run_id, message_id=task_id)
-            self._pushed[task_id] = message
-            ids.append(str(task_id))
-        self._send([TaskId(task_id) for task_id in ids], self._ask.timeout_s)
-        return ids
+        return [str(task_id) for task_id in self._send(list(messages), self._ask.policy)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Waits for the answers by the round's closing rule."""
-        return self._collect([TaskId(task_id) for task_id in message_ids], self._ask.timeout_s)
+        return self._collect([TaskId(message_id) for message_id in message_ids], self._ask.policy)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        batch = list(messages)
-        limit = self._ask.timeout_s if timeout is None else min(timeout, self._ask.timeout_s)
-        ids = [new_task_id() for _ in batch]
-        for task_id, message in zip(ids, batch, strict=True):
-            stamp(message, run_id=self._ask.run_id, message_id=task_id)
-            self._pushed[task_id] = message
-        self._send(ids, limit)
-        return self._collect(ids, limit)
+        """Raises `RoundAborted` when the job is being stopped."""
+        policy = self._ask.policy
+        if timeout is not None and timeout < policy.timeout_s:
+            policy = Policy(timeout, policy.quorum, policy.quantile, policy.grace_s)
+        return self._collect(self._send(list(messages), policy), policy)
+
+    # ---- for the attempt
+
+    def know(self, record: ArrayRecord, digest: Digest) -> None:
+        """This record, encoded, is that blob already."""
+        self._known[id(record)] = (record, Part(digest=digest))
+
+    def close(self) -> None:
+        """Delete what the exchange left behind: updates read, blobs that only its tasks needed, answers that came too late."""
+        for digest in {*self._read, *self._fleet.dispatcher.take_strays()}:
+            self._fleet.inbox.delete(digest)
+        for digest in self._passing:
+            self._fleet.lasting.delete(digest)
+        self._read.clear()
 
     # ---- inside
 
-    def _send(self, ids: list[TaskId], limit: float) -> None:
-        devices = {int(device.node_id): device for device in self._fleet.directory.members(self._ask.cohort)}
-        for task_id in ids:
-            message = self._pushed[task_id]
-            node_id = message.metadata.dst_node_id
-            device = devices.get(node_id)
+    def _choose(self) -> None:
+        needed = self._ask.selection.min_devices
+        enough = self._fleet.dispatcher.wait_for_devices(
+            lambda: len(self._present()) >= needed, self._ask.selection.wait_for_devices_s, self._ask.cancellation
+        )
+        present = self._present()
+        if not enough or len(present) < needed:
+            raise RoundAborted(f"{len(present)} devices are connected, {needed} are needed")
+        chosen = self._sample(present, self._ask.selection.how_many(len(present)))
+        self.chosen = {device.node_id: device for device in chosen}
+
+    def _present(self) -> list[DeviceRef]:
+        connected = self._fleet.sessions.connected()
+        return [
+            device for device in self._fleet.directory.members(self._ask.selection.cohort) if device.id in connected
+        ]
+
+    def _send(self, messages: list[Message], policy: Policy) -> list[TaskId]:
+        ids = [new_task_id() for _ in messages]
+        for task_id, message in zip(ids, messages, strict=True):
+            stamp(message, run_id=self._ask.run_id, message_id=task_id)
+            self._pushed[task_id] = message
+            node_id = NodeId(message.metadata.dst_node_id)
+            device = self.chosen.get(node_id)
             task = RunTask(
                 task_id=task_id,
                 job_id=self._ask.job,
@@ -150,38 +187,36 @@ class FleetGrid(Grid):
                 message_id=task_id,
                 message_type=message.metadata.message_type,
                 client_app=self._ask.client_app,
-                timeout_s=limit,
+                timeout_s=policy.timeout_s,
                 secure=self._ask.secure,
                 parts=self._encode(message.content),
             )
-            self._fleet.dispatcher.start(device.id if device else DeviceId("unknown"), task)
+            self._fleet.dispatcher.start(device.id if device else DeviceId(f"node {node_id}"), task)
+        return ids
 
-    def _collect(self, ids: list[TaskId], limit: float) -> list[Message]:
-        answers = self._fleet.dispatcher.wait(ids, self._ask.closing, limit, self._ask.cancellation)
-        return [self._reply(self._pushed.pop(task_id), answers[task_id]) for task_id in ids]
+    def _collect(self, ids: list[TaskId], policy: Policy) -> list[Message]:
+        """Each answer is read while the others are still on their way."""
+        replies = {}
+        for task_id, answer in self._fleet.dispatcher.answers(ids, policy, self._ask.cancellation):
+            replies[task_id] = self._reply(self._pushed.pop(task_id), answer)
+        return [replies[task_id] for task_id in ids]
 
     def _reply(self, request: Message, answer: Answer) -> Message:
         node = NodeId(request.metadata.dst_node_id)
         self.seconds[node] = self.seconds.get(node, 0.0) + answer.seconds
         result = answer.result
         if result.error_code:
-            return self._failed(request, result.error_code, result.error_reason)
+            return reply_error(request, result.error_code, result.error_reason)
         try:
             content = self._decode(result.parts)
-            if self._check is not None:
-                self._check(request, content)
+            return reply_with(request, self._check(request, content) if self._check else content)
         except (UpdateRejected, Malformed) as error:
-            return self._failed(request, REFUSED, str(error))
+            return reply_error(request, REFUSED, str(error))
         except NotFound as error:
-            return self._failed(request, APP_RAISED, f"its update never arrived: {error}")
-        return reply_with(request, content)
-
-    def _failed(self, request: Message, code: int, reason: str) -> Message:
-        self.failures[NodeId(request.metadata.dst_node_id)] = (code, reason)
-        return reply_error(request, code, reason)
+            return reply_error(request, APP_RAISED, f"its update never arrived: {error}")
 
     def _encode(self, content: RecordDict) -> tuple[Part, ...]:
-        """Large arrays by digest, encoded once for all devices; everything else in one inline part."""
+        """Large arrays by digest, encoded once for all devices; everything else in one part."""
         parts: list[Part] = []
         small = RecordDict()
         for name, record in content.items():
@@ -191,31 +226,32 @@ class FleetGrid(Grid):
                 small[name] = record
         if small:
             encoded = encode_records(small)
-            parts.append(
-                Part(inline=encoded)
-                if len(encoded) <= 16 * INLINE_BYTES
-                else Part(digest=self._fleet.lasting.write(encoded))
-            )
+            parts.append(Part(inline=encoded) if len(encoded) <= MAX_INLINE_BYTES else self._passing_blob(encoded))
         return tuple(parts)
 
     def _blob(self, name: str, record: ArrayRecord) -> Part:
-        known = self._parts.get(id(record))
-        if known is not None and known[0] is record:
-            return known[1]
-        part = Part(digest=self._fleet.lasting.write(encode_records(RecordDict({name: record}))))
-        self._parts[id(record)] = (record, part)
-        return part
+        known = self._known.get(id(record))
+        if known is None or known[0] is not record:
+            part = self._passing_blob(encode_records(RecordDict({name: record})))
+            known = self._known[id(record)] = (record, part)
+        return known[1]
+
+    def _passing_blob(self, encoded: bytes) -> Part:
+        digest = digest_of(encoded)
+        if not self._fleet.lasting.has(digest):
+            self._fleet.lasting.write(encoded)
+            self._passing.add(digest)
+        return Part(digest=digest)
 
     def _decode(self, parts: tuple[Part, ...]) -> RecordDict:
         content = RecordDict()
         for part in parts:
-            content.update(decode_records(self._take(part)))
+            content.update(decode_records(self._bytes(part)))
         return content
 
-    def _take(self, part: Part) -> bytes:
-        """A part's bytes. An update is read once and then forgotten."""
+    def _bytes(self, part: Part) -> bytes:
+        """Equal updates are one blob, so it stays until the exchange is over."""
         if part.digest is None:
             return part.inline
-        data = self._fleet.inbox.read(part.digest)
-        self._fleet.inbox.delete(part.digest)
-        return data
+        self._read.add(part.digest)
+        return self._fleet.inbox.read(part.digest)

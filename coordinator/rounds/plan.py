@@ -5,7 +5,7 @@ model = "digits"
 client_app = "image-classifier"
 rounds = 8
 
-[start]                 # where the weights come from: a release (0: the newest), or a file
+[start]                 # where the weights come from: a release (0: the newest), a factory, or a file
 release = 0
 
 [strategy]
@@ -31,25 +31,37 @@ ratio = 0.3
 enabled = true
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator.rounds.closing import Closing
+from coordinator.rounds.closing import Policy
 from shared.errors import Malformed
 from shared.ids import parse_name
 from shared.settings import Scalar, parse_toml
 
+KNOWN_METRICS: Mapping[str, Mapping[str, float]] = {
+    "image-classifier": {"train_loss": 100.0, "eval_acc_before": 1.0, "eval_loss_before": 100.0}
+}  # what our own client apps report: each metric with the largest value that it may have in a secret sum
+
 
 @dataclass(frozen=True)
 class Start:
-    """A release of the job's model (0: the newest), unless `arrays_file` names a safetensors file on the coordinator."""
+    """A release of the job's model (0: the newest), unless a registered `factory` or a safetensors file is named."""
 
     release: int = 0
+    factory: str = ""
+    arguments: dict[str, Scalar] = field(default_factory=dict)  # of the factory
     arrays_file: str = ""
 
     def __post_init__(self) -> None:
-        if self.release < 0 or (self.release and self.arrays_file):
-            raise ValueError("start from a release or from arrays_file, not both")
+        if self.release < 0:
+            raise ValueError("release is a number from 1, or 0 for the newest")
+        if sum(map(bool, (self.release, self.factory, self.arrays_file))) > 1:
+            raise ValueError("start from one of release, factory and arrays_file")
+        if self.arguments and not self.factory:
+            raise ValueError("arguments are for a factory: name one")
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Selection:
     cohort: str = ""
     min_devices: int = 2
     fraction: float = 1.0
+    over_provision: float = 0.0  # so much more, as a share, for those who will drop out
     quorum: float = 0.5  # of the selected devices; their updates must be counted
     wait_quantile: float = 1.0  # once so many have answered, the others get `grace_s` more
     grace_s: float = 10.0
@@ -77,14 +90,20 @@ class Selection:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1")
         for name in ("min_devices", "round_timeout_s", "wait_for_devices_s", "max_attempts"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive")
-        if self.grace_s < 0:
-            raise ValueError("grace_s must not be negative")
+        for name in ("grace_s", "over_provision"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative")
 
-    @property
-    def closing(self) -> Closing:
-        return Closing(quantile=self.wait_quantile, grace_s=self.grace_s)
+    def how_many(self, present: int) -> int:
+        """How many of the devices present a round takes."""
+        wanted = max(self.min_devices, math.ceil(self.fraction * present - 1e-9))
+        return min(present, math.ceil(wanted * (1 + self.over_provision) - 1e-9))
+
+    def enough(self, selected: int) -> int:
+        """How many of the selected must be counted, one at least."""
+        return max(1, math.ceil(self.quorum * selected - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -96,14 +115,31 @@ class Secure:
     clip_range: float = 8.0
     max_weight: int = 100_000
     metrics: dict[str, float] = field(
-        default_factory=lambda: {"train_loss": 100.0, "eval_acc_before": 1.0, "eval_loss_before": 100.0}
-    )  # metrics to average, each with the largest value that it may have
+        default_factory=dict
+    )  # to average: name → largest value; none: what the app is known for
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.threshold <= 1:
             raise ValueError("threshold is a share from 0.5 to 1")
-        if self.clip_range <= 0 or self.max_weight < 1:
-            raise ValueError("clip_range and max_weight must be positive")
+        if not 0 < self.clip_range < math.inf or not 1 <= self.max_weight < 1 << 31:
+            raise ValueError("clip_range and max_weight must be positive, max_weight below 2^31")
+        _check_metrics(self.metrics)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """After every so many rounds the devices measure the new global model on their own data. 0: never."""
+
+    every: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)  # for secure jobs: name → largest value
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError("every is a number of rounds, 0 for never")
+        _check_metrics(self.metrics)
+
+    def due(self, round_number: int) -> bool:
+        return bool(self.every) and round_number % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +178,7 @@ class JobSpec:
     selection: Selection = field(default_factory=Selection)
     secure: Secure = field(default_factory=Secure)
     train: dict[str, Scalar] = field(default_factory=dict)
+    evaluate: Evaluate = field(default_factory=Evaluate)
     prune: tuple[Prune, ...] = ()
     public: Public = field(default_factory=Public)
     publish: Publish = field(default_factory=Publish)
@@ -154,16 +191,27 @@ class JobSpec:
             raise ValueError(error.message) from error
         if not 1 <= self.rounds <= 100_000:
             raise ValueError("rounds is from 1 to 100000")
+        self._check_model()
+        if self.secure.enabled and self.selection.min_devices < 3:
+            raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
+        if not self.secure.enabled and self.secure != Secure(enabled=False):
+            raise ValueError("the job turns secure aggregation off and configures it: remove one of the two")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in self.train.values()):
+            raise ValueError("train holds a value that is not finite")
+        if "server-round" in self.train:
+            raise ValueError("train.server-round is set by the coordinator")
+
+    def _check_model(self) -> None:
         if not self.model and not self.start.arrays_file:
             raise ValueError("name the model to improve, or start from arrays_file")
+        if self.model and self.start.arrays_file:
+            raise ValueError("arrays_file is for jobs without a model: a model starts from a release or a factory")
         if not self.model and (self.prune or self.publish.enabled):
             raise ValueError("pruning and publishing need a model")
         if any(step.after_round >= self.rounds for step in self.prune):
             raise ValueError("a pruning step needs a later round that trains what is left")
         if len({step.after_round for step in self.prune}) != len(self.prune):
             raise ValueError("one pruning step a round")
-        if self.secure.enabled and self.selection.min_devices < 3:
-            raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
         if self.publish.enabled and not self.public.data:
             raise ValueError("publishing needs public.data to calibrate the int8 graph")
 
@@ -176,5 +224,21 @@ class JobSpec:
         """Files on the coordinator's machine that the job needs."""
         return [Path(name) for name in (self.start.arrays_file, self.public.data) if name]
 
+    @property
+    def closing(self) -> Policy:
+        """When an exchange of this job closes. A secret sum needs its threshold, whatever the quorum is."""
+        quorum = max(self.selection.quorum, self.secure.threshold if self.secure.enabled else 0.0)
+        chosen = self.selection
+        return Policy(chosen.round_timeout_s, quorum, chosen.wait_quantile, chosen.grace_s)
+
+    @property
+    def secret_metrics(self) -> Mapping[str, float]:
+        return self.secure.metrics or KNOWN_METRICS.get(self.client_app, {})
+
     def prune_after(self, round_number: int) -> Prune | None:
         return next((step for step in self.prune if step.after_round == round_number), None)
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    if not all(0 < highest < math.inf for highest in metrics.values()):
+        raise ValueError("each metric has a positive largest value")

@@ -1,16 +1,21 @@
 """What rounds need from the rest of the coordinator."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from coordinator.rounds.round import DeviceRef, Event, Job, RoundRow
-from coordinator.rounds.states import RoundState
+from coordinator.rounds.states import JobEvent, RoundState
+from shared.errors import Unsupported
 from shared.ids import DeviceId, JobId
+from shared.settings import Scalar
 
 
 class JobStore(Protocol):
-    """Jobs, rounds and their history. Each method is one transaction."""
+    """Jobs, rounds and their history. Each method is one transaction; what it returned from is durable.
+
+    Transitions are judged by the tables of `states` against what is stored: an illegal one raises `Conflict` and changes nothing.
+    """
 
     def create(self, job: Job, event: Event) -> Job:
         """Add a job; if one with its key exists, return that one unchanged."""
@@ -20,31 +25,44 @@ class JobStore(Protocol):
         """By id, or the newest of that name. Raises `NotFound`."""
         ...
 
+    def by_key(self, key: str) -> Job | None:
+        """The job that was submitted with this idempotency key."""
+        ...
+
     def jobs(self) -> list[Job]:
         """Oldest first."""
         ...
 
-    def update(self, job: Job, event: Event) -> None: ...
+    def change(self, job: JobId, trigger: JobEvent, event: Event, *, reason: str = "", release: int = 0) -> Job:
+        """Put a job through `trigger`. `release` is kept if it is 0. An end is dated by the event."""
+        ...
 
     def begin(self, row: RoundRow, event: Event) -> None:
-        """A new attempt at a round."""
+        """A new attempt at a round, in the state PLANNED."""
         ...
 
     def advance(self, row: RoundRow, state: RoundState, event: Event) -> None:
         """Write a transition before its effect is visible."""
         ...
 
-    def commit(self, job: Job, row: RoundRow, event: Event) -> None:
-        """The round counts from now on: the job's new global state, the round's row and every device's outcome, at once.
+    def note(self, event: Event) -> None:
+        """A line of history that changes no state."""
+        ...
 
-        Raises `Conflict` unless `row.round` follows the job's last committed round.
+    def commit(self, job: Job, row: RoundRow, event: Event) -> None:
+        """The round counts from now on: the job's global state, the round's row and every device's outcome, at once.
+
+        Of `job`, the round, the digests and the model are written. Raises `Conflict` unless its round follows the last
+        committed one and the job still runs.
         """
         ...
 
-    def abandon(self, row: RoundRow, event: Event) -> None: ...
+    def abandon(self, row: RoundRow, event: Event) -> None:
+        """The attempt does not count; what became of its devices, and the reason, are kept."""
+        ...
 
-    def abandon_open(self, job: JobId, at: float) -> int:
-        """After a crash: abandon every round of the job that has not ended. Returns how many there were."""
+    def abandon_open(self, job: JobId, event: Event) -> int:
+        """Abandon every attempt of the job that has not ended, for the reason in the event's detail. Returns how many."""
         ...
 
     def rounds(self, job: JobId) -> list[RoundRow]:
@@ -52,6 +70,10 @@ class JobStore(Protocol):
         ...
 
     def events(self, job: JobId, after_id: int = 0) -> list[Event]: ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many jobs there are in each state, for metrics."""
+        ...
 
 
 class Directory(Protocol):
@@ -68,25 +90,59 @@ class Traffic(Protocol):
         ...
 
 
+class NullTraffic:
+    """Counts nothing."""
+
+    def take(self, device: DeviceId) -> tuple[int, int]:
+        return 0, 0
+
+
 @dataclass(frozen=True)
 class ModelState:
-    """A model between rounds: its description, and its float arrays as safetensors."""
+    """A model between rounds: its description, and its arrays as safetensors."""
 
     model_json: str
-    arrays: bytes
+    arrays: bytes = field(repr=False)
 
 
-class Models(Protocol):
-    """Releases to start from, and the torch work that the coordinator leaves to a worker process. May take minutes."""
+class ModelBuilder(Protocol):
+    """The torch work that the coordinator leaves to a worker process. Calls may take minutes; job threads make them."""
 
-    def start(self, model: str, release: int) -> ModelState:
-        """Raises `NotFound`."""
+    def initial(self, factory: str, arguments: Mapping[str, Scalar]) -> ModelState:
+        """A fresh model of a registered factory. Raises `ConfigError`."""
         ...
 
     def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
-        """Raises `ChildFailed`."""
+        """`ratio` of the present channels removed. Raises `ChildFailed`."""
+        ...
+
+
+class Publisher(Protocol):
+    """Releases: where jobs start from, and where they end."""
+
+    def start(self, model: str, release: int) -> ModelState:
+        """The model in a release (0: the newest). Raises `NotFound`."""
         ...
 
     def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
-        """Build a bundle, sign it as the next release and return its number. Raises `ChildFailed`."""
+        """Build a bundle, sign it as the next release and return its number.
+
+        Idempotent by `lineage["job"]`: a coordinator that died before it wrote the number down asks again. Raises `ChildFailed`.
+        """
         ...
+
+
+class NoModels:
+    """A coordinator without a model builder: jobs start from `arrays_file` and publish nothing."""
+
+    def initial(self, factory: str, arguments: Mapping[str, Scalar]) -> ModelState:
+        raise Unsupported("this coordinator builds no models: start from arrays_file")
+
+    def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
+        raise Unsupported("this coordinator builds no models: leave out [[prune]]")
+
+    def start(self, model: str, release: int) -> ModelState:
+        raise Unsupported("this coordinator keeps no releases: start from arrays_file")
+
+    def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
+        raise Unsupported("this coordinator keeps no releases: leave out [publish]")

@@ -1,10 +1,11 @@
 """Jobs and rounds as values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from coordinator.rounds.states import JobState, RoundState
+from coordinator.rounds.states import JOB_ENDED, JobState, RoundState
+from shared.errors import Conflict, NotFound
 from shared.ids import DeviceId, Digest, JobId, NodeId
 
 
@@ -87,3 +88,23 @@ class DeviceRef:
     id: DeviceId
     node_id: NodeId
     name: str
+
+
+def check_commit(stored: Job, job: Job, row: RoundRow) -> None:
+    """What must hold before a round may count. Raises `Conflict`."""
+    if stored.state in JOB_ENDED or stored.state is JobState.SUBMITTED:
+        raise Conflict(f"job {job.id} is {stored.state}: nothing more is committed to it")
+    if not stored.round + 1 == job.round == row.round or job.id != row.job:
+        raise Conflict(
+            f"round {row.round} of job {job.id} does not follow round {stored.round}, the last committed one"
+        )
+
+
+def ended_job(job: Job, at: float, reason: str, release: int) -> Job:
+    """`job` with what its new state brings."""
+    ended_at = at if job.state in JOB_ENDED else job.ended_at
+    return replace(job, ended_at=ended_at, reason=reason or job.reason, release=release or job.release)
+
+
+def no_job(name: str) -> NotFound:
+    return NotFound(f"no job {name[:64]!r}; `coordinator job list` shows them")

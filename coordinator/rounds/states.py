@@ -42,14 +42,16 @@ def advance(state: RoundState, to: RoundState) -> RoundState:
 
 
 class JobState(StrEnum):
+    SUBMITTED = "submitted"
     RUNNING = "running"
-    STOPPING = "stopping"  # after the present round
+    STOPPING = "stopping"  # the present round is being abandoned
     STOPPED = "stopped"
     COMPLETED = "completed"
     FAILED = "failed"
 
 
 class JobEvent(StrEnum):
+    START = "start"
     STOP = "stop"
     STOPPED = "stopped"
     COMPLETE = "complete"
@@ -57,7 +59,13 @@ class JobEvent(StrEnum):
 
 
 JOB_TRANSITIONS: Mapping[JobState, Mapping[JobEvent, JobState]] = {
+    JobState.SUBMITTED: {
+        JobEvent.START: JobState.RUNNING,
+        JobEvent.STOP: JobState.STOPPING,
+        JobEvent.FAIL: JobState.FAILED,
+    },
     JobState.RUNNING: {
+        JobEvent.START: JobState.RUNNING,  # again, after a restart
         JobEvent.STOP: JobState.STOPPING,
         JobEvent.COMPLETE: JobState.COMPLETED,
         JobEvent.FAIL: JobState.FAILED,
@@ -90,4 +98,12 @@ def mermaid() -> str:
         lines += [f"    {state} --> {follower}" for follower in followers]
         if state not in ENDED:
             lines.append(f"    {state} --> ABANDONED")
+    return "\n".join(lines)
+
+
+def job_mermaid() -> str:
+    """The job's table as a diagram, for READMEs."""
+    lines = ["stateDiagram-v2", "    [*] --> submitted"]
+    for state, row in JOB_TRANSITIONS.items():
+        lines += [f"    {state} --> {target}: {event}" for event, target in row.items() if target is not state]
     return "\n".join(lines)

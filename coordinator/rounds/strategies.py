@@ -1,11 +1,12 @@
 """Flower's strategies by name, with checked options, and their own state as arrays so that a resumed job goes on exactly."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from safetensors.numpy import load, save
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.secure_grid import require_linear
-from shared.errors import ConfigError, Unsupported
+from shared.errors import ConfigError
 from shared.flower import to_numpy
 from shared.settings import Scalar
 
@@ -32,7 +33,7 @@ _CLASSES: Mapping[str, type[FedAvg]] = {
     "bulyan": flower.Bulyan,
 }
 NAMES = tuple(_CLASSES)
-_OURS = frozenset(  # set from [selection], or fixed by how jobs work
+_OURS = frozenset(  # fixed by how jobs work: the grid selects by [selection], and what it selected all take part
     {
         "fraction_train",
         "fraction_evaluate",
@@ -58,16 +59,15 @@ def build(spec: JobSpec) -> FedAvg:
             f"unknown strategy {spec.strategy.name!r}; one of {', '.join(NAMES)}", path="job.strategy.name"
         )
     strategy = kind(
-        fraction_train=spec.selection.fraction,
-        fraction_evaluate=0.0,
+        fraction_train=1.0,
+        fraction_evaluate=1.0,
         min_train_nodes=spec.selection.min_devices,
-        min_available_nodes=spec.selection.min_devices,
+        min_evaluate_nodes=1,
+        min_available_nodes=1,
         **_options(kind, spec.strategy.options),
     )
     if spec.secure.enabled:
         require_linear(strategy, secure_config(spec))
-    elif spec.secure != type(spec.secure)(enabled=False):
-        raise Unsupported("the job turns secure aggregation off and configures it: remove one of the two")
     return strategy
 
 
@@ -78,7 +78,8 @@ def secure_config(spec: JobSpec) -> SecureConfig:
         threshold_share=spec.secure.threshold,
         clip_range=spec.secure.clip_range,
         max_weight=spec.secure.max_weight,
-        train_metrics={name: (0.0, highest) for name, highest in spec.secure.metrics.items()},
+        train_metrics={name: (0.0, highest) for name, highest in spec.secret_metrics.items()},
+        evaluate_metrics={name: (0.0, highest) for name, highest in spec.evaluate.metrics.items()},
     )
 
 
@@ -93,6 +94,8 @@ def _options(kind: type[FedAvg], options: Mapping[str, Scalar]) -> dict[str, Any
         ):
             wanted = type(known[name].default).__name__
             raise ConfigError(f"expected {wanted}, found {value!r}", path=f"job.strategy.options.{name}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError("a finite number is needed", path=f"job.strategy.options.{name}")
     return dict(options)
 
 
@@ -101,38 +104,27 @@ def save_state(strategy: FedAvg) -> bytes:
     state: dict[str, NDArray[Any]] = {}
     for name in _MOMENTA:
         for key, value in (getattr(strategy, name, None) or {}).items():
-            state[f"{name}/{key}"] = np.ascontiguousarray(value)
+            state[f"{name}/{key}"] = np.asarray(value, order="C")
     for place, value in enumerate(getattr(strategy, "momentum_vector", None) or ()):
-        state[f"momentum_vector/{place:06d}"] = np.ascontiguousarray(value)
+        state[f"momentum_vector/{place:06d}"] = np.asarray(value, order="C")
     return save(state) if state else b""
 
 
 def load_state(strategy: FedAvg, data: bytes, arrays: ArrayRecord) -> None:
-    """Put back what `save_state` kept, and the global model that FedAvgM compares with."""
+    """Put back what `save_state` kept, nothing else, and the global model that FedAvgM compares with."""
     tensors = load(data) if data else {}
     for name in _MOMENTA:
         found = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-        if found:
-            setattr(strategy, name, {key: found[key] for key in arrays})
-    momentum = [tensors[key] for key in sorted(tensors) if key.startswith("momentum_vector/")]
-    if momentum:
-        strategy.momentum_vector = momentum  # type: ignore[attr-defined]  # FedAvgM's own
-    if hasattr(strategy, "current_arrays"):
-        is_fedopt = isinstance(strategy, flower.FedAdam | flower.FedYogi | flower.FedAdagrad)
-        strategy.current_arrays = {key: to_numpy(value) for key, value in arrays.items()} if is_fedopt else arrays
-
-
-def forget_state(strategy: FedAvg) -> None:
-    """As if no round had been run."""
-    for name in (*_MOMENTA, "momentum_vector", "current_arrays"):
         if hasattr(strategy, name):
-            setattr(strategy, name, None)
+            setattr(strategy, name, {key: found[key] for key in arrays} if found else None)
+    momentum = [tensors[key] for key in sorted(tensors) if key.startswith("momentum_vector/")]
+    if isinstance(strategy, flower.FedAvgM):
+        strategy.momentum_vector = momentum or None
+        strategy.current_arrays = arrays  # the FedOpt family takes it from `configure_train`
 
 
 def restore_dtypes(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
     """Aggregated arrays in the dtypes of the model: strategies hand back float64 for integers, and FedAdam for float32."""
-    from flwr.app import Array
-
     out = ArrayRecord()
     for name, wanted in reference.items():
         value = to_numpy(arrays[name])

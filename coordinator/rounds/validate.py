@@ -1,58 +1,85 @@
 """What an unmasked update must be before a strategy sees it. Flower's own averaging takes NaN and raises on wrong shapes."""
 
-import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from shared.errors import UpdateRejected
-from shared.flower import to_numpy
+from shared.flower import REFUSED, reply_error, to_numpy
 
-Check = Callable[[Message, RecordDict], None]
-
-
-def check_update(weight_key: str) -> Check:
-    """A check that raises `UpdateRejected`: the arrays that were sent, all finite, and a positive number of examples."""
-
-    def check(request: Message, content: RecordDict) -> None:
-        if request.metadata.message_type.partition(".")[0] == "train":
-            _check_records(request.content, content)
-        _check_metrics(content, weight_key)
-
-    return check
+WEIGHT_KEY = "num-examples"
+MAX_WEIGHT = 1 << 31
+_METRICS = "metrics"
 
 
-def _check_records(sent: RecordDict, got: RecordDict) -> None:
-    wanted, found = list(sent.array_records.values()), list(got.array_records.values())
-    if len(found) != 1 or len(wanted) != 1:
+def checked(request: Message, content: RecordDict) -> RecordDict:
+    """The usable part of a reply, with arrays in the order of the request's and under its record's name.
+
+    Raises `UpdateRejected` unless it holds the arrays that were sent (names, shapes, dtypes), all finite, finite metrics, and a
+    positive whole number of examples; `Malformed` for an array that is not what it says it is.
+    """
+    records = RecordDict()
+    if request.metadata.message_type.partition(".")[0] == "train":
+        name, arrays = _checked_arrays(request.content, content)
+        records[name] = arrays
+    records[_METRICS] = _checked_metrics(content)
+    return records
+
+
+def agreed(requests: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
+    """Replies, those refused whose metrics are named otherwise than most: Flower gives up a whole round over one of them."""
+    shapes = [None if reply.has_error() else _shape(reply.content) for reply in replies]
+    usual = Counter(shape for shape in shapes if shape is not None).most_common(1)
+    return [
+        reply
+        if shape is None or shape == usual[0][0]
+        else reply_error(request, REFUSED, "its metrics are not those that most devices report")
+        for request, reply, shape in zip(requests, replies, shapes, strict=True)
+    ]
+
+
+def weight_of(content: RecordDict) -> int:
+    """The number of examples behind a checked reply."""
+    return int(content[_METRICS][WEIGHT_KEY])  # type: ignore[arg-type]
+
+
+def _checked_arrays(sent: RecordDict, got: RecordDict) -> tuple[str, ArrayRecord]:
+    ((name, wanted),) = sent.array_records.items()
+    found = list(got.array_records.values())
+    if len(found) != 1:
         raise UpdateRejected("an update holds one ArrayRecord")
-    if list(wanted[0]) != list(found[0]):
+    if set(wanted) != set(found[0]):
         raise UpdateRejected("the update's arrays have other names than the model's")
-    for name in wanted[0]:
-        _check_array(name, wanted[0], found[0])
+    for key in wanted:
+        _check_array(key, wanted[key], found[0][key])
+    return name, ArrayRecord({key: found[0][key] for key in wanted})
 
 
-def _check_array(name: str, sent: ArrayRecord, got: ArrayRecord) -> None:
-    value, reference = to_numpy(got[name]), sent[name]
-    if tuple(value.shape) != tuple(reference.shape) or str(value.dtype) != reference.dtype:
-        found, wanted = f"{value.dtype} {tuple(value.shape)}", f"{reference.dtype} {tuple(reference.shape)}"
+def _check_array(name: str, sent: Array, got: Array) -> None:
+    value = to_numpy(got)
+    if value.shape != tuple(sent.shape) or str(value.dtype) != sent.dtype:
+        found, wanted = f"{value.dtype} {tuple(value.shape)}", f"{sent.dtype} {tuple(sent.shape)}"
         raise UpdateRejected(f"{name} is {found}, not {wanted}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise UpdateRejected(f"{name} holds NaN or infinite values")
 
 
-def _check_metrics(content: RecordDict, weight_key: str) -> None:
-    for record in content.metric_records.values():
-        for key, value in record.items():
-            if not np.all(np.isfinite(value)):
-                raise UpdateRejected(f"metric {key} is not finite")
-    weight = weight_of(content, weight_key)
-    if not 0 < weight < math.inf:
-        raise UpdateRejected(f"an update has one positive {weight_key}")
+def _checked_metrics(content: RecordDict) -> MetricRecord:
+    records = list(content.metric_records.values())
+    if len(records) != 1:
+        raise UpdateRejected("an update holds one MetricRecord")
+    for key, value in records[0].items():
+        if not np.all(np.isfinite(value)):
+            raise UpdateRejected(f"metric {key} is not finite")
+    weight = records[0].get(WEIGHT_KEY)
+    if not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT or weight != int(weight):
+        raise UpdateRejected(f"{WEIGHT_KEY} is not a positive whole number")
+    return records[0]
 
 
-def weight_of(content: RecordDict, weight_key: str) -> float:
-    """The number of examples behind a reply; 0 when it names none, or names it twice."""
-    weights = [record[weight_key] for record in content.metric_records.values() if weight_key in record]
-    return float(weights[0]) if len(weights) == 1 and isinstance(weights[0], int | float) else 0.0
+def _shape(content: RecordDict) -> frozenset[tuple[str, int]]:
+    """Names and lengths: numbers have length -1."""
+    ((_, metrics),) = content.metric_records.items()
+    return frozenset((key, len(value) if isinstance(value, list) else -1) for key, value in metrics.items())

@@ -4,21 +4,30 @@ Lasting blobs (models, global weights) and a round's updates live in two stores:
 crash, since a round that did not commit is run again.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from coordinator.rpc.interceptors import calling_device
 from coordinator.rpc.traffic import TrafficMeter
 from protos.fleet.v1 import blobs_pb2, blobs_pb2_grpc
-from shared.blobs import Blobs
+from shared.blobs import Blobs, FolderBlobs
 from shared.errors import Malformed
-from shared.ids import parse_digest
+from shared.ids import DeviceId, Digest, parse_digest
 from shared.transfer import open_piece, pieces
 
 
+def fresh_inbox(folder: Path) -> FolderBlobs:
+    """An empty inbox: what a former process left there belongs to rounds that are run again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return FolderBlobs(folder, durable=False)
+
+
 class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
-    """Devices read `lasting` and write `inbox`. Local disk is read and written in the event loop: a piece of 1 MiB costs
-    less there than the hop to a thread and back."""
+    """Devices read `lasting` and write `inbox`. Whatever touches a store runs in a thread: it may be remote, and compressing or
+    hashing a large blob takes longer than other devices want to wait."""
 
     def __init__(self, lasting: Blobs, inbox: Blobs, traffic: TrafficMeter, *, max_bytes: int) -> None:
         self._lasting = lasting
@@ -27,19 +36,23 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
         self._max_bytes = max_bytes
 
     async def Stat(self, request: blobs_pb2.StatRequest, context: Any) -> blobs_pb2.StatResponse:
-        digest = parse_digest(request.digest)
+        return await asyncio.to_thread(self._stat, parse_digest(request.digest), calling_device().id)
+
+    def _stat(self, digest: Digest, device: DeviceId) -> blobs_pb2.StatResponse:
         for store in (self._lasting, self._inbox):
             if store.has(digest):
                 return blobs_pb2.StatResponse(complete=True, size=store.size(digest))
-        return blobs_pb2.StatResponse(complete=False, size=self._inbox.received(digest))
+        return blobs_pb2.StatResponse(complete=False, size=self._inbox.received(digest, sender=device))
 
-    async def Fetch(self, request: blobs_pb2.FetchRequest, context: Any) -> AsyncIterator[blobs_pb2.FetchChunk]:
+    async def Fetch(self, request: blobs_pb2.FetchRequest, context: Any) -> AsyncGenerator[blobs_pb2.FetchChunk, None]:
         digest, device = parse_digest(request.digest), calling_device().id
-        total = self._lasting.size(digest)
+        total = await asyncio.to_thread(self._lasting.size, digest)
         if request.offset > total:
             raise Malformed(f"the blob ends at byte {total}")
-        with self._lasting.open(digest, request.offset) as file:
-            for data, is_frame in pieces(file, compress=blobs_pb2.ZSTD in request.accept):
+        with await asyncio.to_thread(self._lasting.open, digest, request.offset) as file:
+            cut = pieces(file, compress=blobs_pb2.ZSTD in request.accept)
+            while (piece := await asyncio.to_thread(next, cut, None)) is not None:
+                data, is_frame = piece
                 self._traffic.sent(device, len(data))
                 encoding = blobs_pb2.ZSTD if is_frame else blobs_pb2.IDENTITY
                 yield blobs_pb2.FetchChunk(total_size=total, encoding=encoding, data=data)
@@ -48,20 +61,25 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
         device = calling_device().id
         digest, size, offset = None, 0, 0
         async for chunk in request_iterator:
+            self._traffic.received(device, len(chunk.data))
             if digest is None:
                 digest, size, offset = parse_digest(chunk.digest), chunk.size, chunk.offset
                 if size > self._max_bytes:
                     raise Malformed(f"a blob of {size} bytes; {self._max_bytes} are allowed")
                 if self._inbox.has(digest):
                     return blobs_pb2.PutResponse(size=size)
-            data = open_piece(chunk.data, is_frame=chunk.encoding == blobs_pb2.ZSTD)
-            self._traffic.received(device, len(chunk.data))
-            if offset + len(data) > size:
-                raise Malformed(f"more bytes than the {size} that were announced")
-            self._inbox.append(digest, offset, data)
-            offset += len(data)
+            offset = await asyncio.to_thread(self._append, digest, device, offset, size, chunk)
         if digest is None:
             raise Malformed("a Put without a chunk")
-        if offset == size:
-            self._inbox.finish(digest)
-        return blobs_pb2.PutResponse(size=offset)
+        if offset < size:
+            raise Malformed(f"the Put ended at byte {offset} of {size}; resume there")
+        await asyncio.to_thread(self._inbox.finish, digest, sender=device)
+        return blobs_pb2.PutResponse(size=size)
+
+    def _append(self, digest: Digest, device: DeviceId, offset: int, size: int, chunk: blobs_pb2.PutChunk) -> int:
+        """Returns where the arrival stands then."""
+        data = open_piece(chunk.data, is_frame=chunk.encoding == blobs_pb2.ZSTD)
+        if offset + len(data) > size:
+            raise Malformed(f"more bytes than the {size} that were announced")
+        self._inbox.append(digest, offset, data, sender=device)
+        return offset + len(data)

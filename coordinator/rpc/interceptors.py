@@ -1,8 +1,10 @@
 """The one gate in front of every servicer: who calls, may they, and which status does a failure become."""
 
+import asyncio
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ import structlog
 from coordinator.fleet.device import Device
 from coordinator.fleet.registry import Registry
 from coordinator.rpc.roles import ALLOWED, Caller
-from shared.errors import Forbidden, ShoalError, Unauthenticated
+from shared.errors import Forbidden, ShoalError, Unauthenticated, Unavailable
 from shared.rpc_errors import status_of, trailers_of
 from shared.signing.certificates import Subject
 
@@ -89,7 +91,7 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:
             try:
-                _peer.set(self._admit(method, context))
+                _peer.set(await self._admit(method, context))
                 return await behaviour(request, context)
             except Exception as error:  # noqa: BLE001  # every failure becomes a status, below
                 await _abort(context, method, error)
@@ -97,31 +99,40 @@ class Gate(grpc.aio.ServerInterceptor):
         return call
 
     def _streaming(
-        self, method: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]
-    ) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        self, method: str, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]
+    ) -> Callable[[Any, Any], Awaitable[None]]:
+        """Writes what a generator yields. It is closed here, also when the peer hangs up in the middle of a write."""
+
+        async def call(request: Any, context: Any) -> None:
             try:
-                _peer.set(self._admit(method, context))
-                async for item in behaviour(request, context):
-                    yield item
+                _peer.set(await self._admit(method, context))
+                async with aclosing(behaviour(request, context)) as items:
+                    async for item in items:
+                        await context.write(item)
+            except asyncio.CancelledError:
+                if context.cancelled():  # by the peer
+                    raise
+                await _abort(context, method, Unavailable("the peer did not read what it was sent; reconnect"))
             except Exception as error:  # noqa: BLE001  # every failure becomes a status, below
                 await _abort(context, method, error)
 
         return call
 
-    def _admit(self, method: str, context: Any) -> Peer:
-        peer = self._authenticate(context)
+    async def _admit(self, method: str, context: Any) -> Peer:
+        peer = await self._authenticate(context)
         if peer.caller not in ALLOWED.get(method, frozenset()):
             raise Forbidden(f"{peer.caller} may not call {method.rpartition('/')[2]}")
         return peer
 
-    def _authenticate(self, context: Any) -> Peer:
+    async def _authenticate(self, context: Any) -> Peer:
         if self._default is not None:
             return Peer(self._default, str(self._default))
         pem = (context.auth_context().get("x509_pem_cert") or [b""])[0]
         subject = self._registry.authenticate(_der(pem))
         if subject.role == "device":
-            device = self._registry.admit(subject)
+            device = self._registry.admitted(subject)
+            if device is None:
+                device = await asyncio.to_thread(self._registry.admit, subject)
             return Peer(Caller.DEVICE, device.id, subject, device)
         if subject.role == "admin":
             return Peer(Caller.ADMIN, f"admin {subject.id}", subject)

@@ -23,6 +23,7 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 100),  # of one connection
 )
 _MAX_SOCKET_PATH = 107  # bytes, Linux sun_path
 
@@ -40,25 +41,22 @@ class ServerIdentity:
 
 
 Register = Callable[[grpc.aio.Server], None]
+Identify = Callable[[], ServerIdentity]
 
 
 def enrolment_server(
-    identity: ServerIdentity, registry: Registry, address: str, register: Register
+    identify: Identify, registry: Registry, address: str, register: Register
 ) -> tuple[grpc.aio.Server, int]:
-    """Server TLS alone. Returns the server, not yet started, and its port."""
-    credentials = grpc.ssl_server_credentials([(identity.key_pem, identity.chain_pem)])
+    """Server TLS alone. Returns the server, not yet started, and its port. `identify` is asked at each handshake."""
+    credentials = _credentials(identify, demand_certificate=False)
     return _secure(Gate(registry, Caller.ANYONE), credentials, address, register)
 
 
 def fleet_server(
-    identity: ServerIdentity, registry: Registry, address: str, register: Register
+    identify: Identify, registry: Registry, address: str, register: Register
 ) -> tuple[grpc.aio.Server, int]:
-    """Mutual TLS: no call without a certificate of the fleet's authority."""
-    credentials = grpc.ssl_server_credentials(
-        [(identity.key_pem, identity.chain_pem)],
-        root_certificates=identity.authority_pem,
-        require_client_auth=True,
-    )
+    """Mutual TLS: no call without a certificate of the fleet's authority. `identify` is asked at each handshake."""
+    credentials = _credentials(identify, demand_certificate=True)
     return _secure(Gate(registry, None), credentials, address, register)
 
 
@@ -79,6 +77,26 @@ def admin_server(registry: Registry, socket: Path, register: Register) -> grpc.a
     finally:
         os.umask(old)
     return server
+
+
+def _credentials(identify: Identify, *, demand_certificate: bool) -> grpc.ServerCredentials:
+    """Asked for at each handshake, so that the coordinator's certificate is renewed without a restart."""
+
+    def configuration(identity: ServerIdentity) -> grpc.ServerCertificateConfiguration:
+        roots = identity.authority_pem if demand_certificate else None
+        return grpc.ssl_server_certificate_configuration([(identity.key_pem, identity.chain_pem)], roots)
+
+    shown = identify()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """None: as before."""
+        nonlocal shown
+        if (identity := identify()) == shown:
+            return None
+        shown = identity
+        return configuration(identity)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(shown), fetch, demand_certificate)  # type: ignore[arg-type]
 
 
 def _secure(

@@ -1,14 +1,15 @@
 """`fleet.v1.Session`: the live streams of all agents, and the port through which the nouns reach them.
 
-One stream a device: a second one replaces the first. Listeners run in threads, in order for each device, so none of them can
-hold up the loop. An agent that misses its heartbeats is detached.
+One stream a device: a second one replaces the first. Listeners run in threads, in order for each device even across streams, so
+none of them can hold up the loop; a device that says more than they can take is slowed down by its own stream. An agent that
+misses its heartbeats is detached.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,16 +23,19 @@ from coordinator.rpc.interceptors import calling_device, calling_peer
 from protos.fleet.v1 import session_pb2, session_pb2_grpc
 from shared.errors import Forbidden, Malformed, ShoalError, Unavailable
 from shared.ids import CommandId, DeviceId, new_command_id
-from shared.session import AgentEvent, Command, Heartbeat, Hello, Order, Welcome
+from shared.session import AgentEvent, Command, Event, Heartbeat, Hello, Order, RunTask, TaskResult, Welcome
 from shared.wire import command_to_proto, event_from_proto
 
 _log = structlog.get_logger()
 MISSED_HEARTBEATS = 2.5
 MAX_QUEUED_COMMANDS = 1024
+MAX_UNHEARD_EVENTS = 256
+LAST_WRITE_S = 5.0
+_UNAVAILABLE = 5  # Flower's ErrorCode.NODE_UNAVAILABLE
 _CLOSE = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stream:
     """One attached agent. `inbox` feeds its listener task, `outbox` the wire; None ends either."""
 
@@ -39,6 +43,9 @@ class _Stream:
     hello: Hello
     outbox: "asyncio.Queue[Command | None]" = field(default_factory=lambda: asyncio.Queue(MAX_QUEUED_COMMANDS))
     inbox: "asyncio.Queue[Callable[[], None] | None]" = field(default_factory=asyncio.Queue)
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UNHEARD_EVENTS))
+    reader: "asyncio.Task[None] | None" = None
+    writer: "asyncio.Task[Any] | None" = None
     reason: ShoalError | None = None
 
 
@@ -52,7 +59,9 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="session")
         self._listeners: list[SessionListener] = []
         self._streams: dict[DeviceId, _Stream] = {}
+        self._hearing: dict[DeviceId, asyncio.Task[None]] = {}  # the newest listener task of each device
         self._barred: frozenset[DeviceId] = frozenset()
+        self._closing = False
 
     # ---- the port
 
@@ -61,27 +70,31 @@ class SessionHub(session_pb2_grpc.SessionServicer):
 
     def attached(self) -> frozenset[DeviceId]:
         """Every attached device, quarantined ones too."""
-        return frozenset(self._streams)
+        return frozenset(tuple(self._streams))
 
     def send(self, device: DeviceId, order: Order, *, command_id: str = "") -> None:
         stream = self._streams.get(device)
         if stream is None:
             raise Unavailable(f"device {device} is not connected")
+        if isinstance(order, RunTask) and device in self._barred:
+            raise Unavailable(f"device {device} is in quarantine and gets no work")
         command = Command(CommandId(command_id) or new_command_id(), order)
-        self._loop.call_soon_threadsafe(self._enqueue, stream, command)
+        self._on_loop(self._enqueue, stream, command)
 
     def subscribe(self, listener: SessionListener) -> None:
         self._listeners.append(listener)
 
     def device_changed(self, device: Device) -> None:
         """An admin changed a device's state: it takes effect on open streams too. Safe to call from any thread."""
-        self._loop.call_soon_threadsafe(self._apply_state, device)
+        self._on_loop(self._apply_state, device)
 
     async def close(self) -> None:
         """End every stream; listeners finish what they have."""
+        self._closing = True
         for stream in tuple(self._streams.values()):
             self._end(stream, Unavailable("the coordinator is stopping; reconnect"))
-        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        await asyncio.gather(*self._hearing.values())
+        await asyncio.to_thread(self._threads.shutdown)
 
     # ---- the service
 
@@ -89,29 +102,29 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         self, request_iterator: AsyncIterator[session_pb2.AgentEvent], context: Any
     ) -> AsyncIterator[session_pb2.Command]:
         device = calling_device()
-        stream = await self._open(device, request_iterator)
-        reader = asyncio.create_task(self._read(stream, request_iterator), name=f"session {device.name}")
-        listener = asyncio.create_task(self._listen(stream), name=f"listener {device.name}")
+        events = aiter(request_iterator)
+        stream = await self._open(device, events)
+        stream.writer = asyncio.current_task()
+        stream.reader = asyncio.create_task(self._read(stream, events), name=f"session {device.name}")
         try:
             while (command := await stream.outbox.get()) is not _CLOSE:
                 yield command_to_proto(command)
             if stream.reason is not None:
                 raise stream.reason
         finally:
-            reader.cancel()
+            stream.reader.cancel()
             self._detach(stream)
-            stream.inbox.put_nowait(_CLOSE)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(listener)
 
     async def _open(self, device: Device, events: AsyncIterator[session_pb2.AgentEvent]) -> _Stream:
         try:
-            first = event_from_proto(await asyncio.wait_for(anext(aiter(events)), self._patience_s))
+            first = event_from_proto(await asyncio.wait_for(anext(events), self._patience_s))
         except (TimeoutError, StopAsyncIteration) as error:
             raise Malformed("a session begins with a hello") from error
         if not isinstance(first.event, Hello):
             raise Malformed("a session begins with a hello")
-        await asyncio.to_thread(self._registry.hello, device.id, first.event)
+        device = await asyncio.to_thread(self._registry.hello, device.id, first.event)
+        if self._closing:
+            raise Unavailable("the coordinator is stopping; reconnect")
         stream = _Stream(device.id, first.event)
         if (old := self._streams.get(device.id)) is not None:
             self._end(old, Unavailable("a newer session of this device took over"))
@@ -120,19 +133,27 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         stream.outbox.put_nowait(Command(new_command_id(), Welcome(self._heartbeat_s)))
         for listener in self._listeners:
             stream.inbox.put_nowait(partial(listener.attached, device.id, first.event))
-        _log.info(
-            "device attached", device=device.name, serving=[f"{s.model}:{s.release}" for s in first.event.serving]
+        hearing = asyncio.create_task(
+            self._hear(stream, self._hearing.get(device.id)), name=f"listener of {device.name}"
         )
+        self._hearing[device.id] = hearing
+        hearing.add_done_callback(partial(self._heard, device.id))
+        serving = [f"{item.model}:{item.release}" for item in first.event.serving]
+        _log.info("device attached", device=device.name, serving=serving)
         return stream
 
     async def _read(self, stream: _Stream, events: AsyncIterator[session_pb2.AgentEvent]) -> None:
         """Until the agent hangs up, falls silent, or may no longer speak."""
-        peer = calling_peer()
+        subject = calling_peer().subject
         try:
             while True:
-                message = event_from_proto(await asyncio.wait_for(anext(aiter(events)), self._patience_s))
-                if peer.subject is not None:
-                    await asyncio.to_thread(self._registry.admit, peer.subject)
+                message = event_from_proto(await asyncio.wait_for(anext(events), self._patience_s))
+                if subject is not None:
+                    device = self._registry.admitted(subject)
+                    if device is None:
+                        device = await asyncio.to_thread(self._registry.admit, subject)
+                    self._apply_state(device)
+                await stream.room.acquire()
                 self._hand_over(stream, message)
         except StopAsyncIteration:
             self._end(stream, None)
@@ -140,34 +161,56 @@ class SessionHub(session_pb2_grpc.SessionServicer):
             self._end(stream, Unavailable("no heartbeat; reconnect"))
         except ShoalError as error:
             self._end(stream, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it was, it ends this session alone
             _log.error("session failed", device=stream.device, exc_info=error)
             self._end(stream, Unavailable("the session failed; reconnect"))
-            raise
 
     def _hand_over(self, stream: _Stream, message: AgentEvent) -> None:
         event = message.event
         if isinstance(event, Heartbeat):
             stream.inbox.put_nowait(partial(self._registry.seen, stream.device, event.serving))
             return
-        for listener in self._listeners:
-            stream.inbox.put_nowait(partial(listener.received, stream.device, message.event_id, event))
+        stream.inbox.put_nowait(partial(self._tell, stream.device, message.event_id, self._judged(stream, event)))
 
-    async def _listen(self, stream: _Stream) -> None:
-        loop = asyncio.get_running_loop()
+    def _judged(self, stream: _Stream, event: Event) -> Event:
+        """What a quarantined device has worked out does not count."""
+        if isinstance(event, TaskResult) and stream.device in self._barred:
+            reason = "the device is in quarantine"
+            return replace(event, parts=(), error_code=_UNAVAILABLE, error_reason=reason)
+        return event
+
+    def _tell(self, device: DeviceId, event_id: str, event: Event) -> None:
+        for listener in self._listeners:
+            listener.received(device, event_id, event)
+
+    async def _hear(self, stream: _Stream, former: "asyncio.Task[None] | None") -> None:
+        """Run what is in the inbox, one after the other, once the device's former stream has been heard out."""
+        if former is not None:
+            await asyncio.wait([former])
         while (call := await stream.inbox.get()) is not _CLOSE:
             try:
-                await loop.run_in_executor(self._threads, call)
+                await self._loop.run_in_executor(self._threads, call)
             except ShoalError as error:
                 _log.warning("event refused", device=stream.device, reason=str(error))
             except Exception as error:  # noqa: BLE001  # one bad event must not end the others
                 _log.error("event failed", device=stream.device, exc_info=error)
+            stream.room.release()
+
+    def _heard(self, device: DeviceId, task: "asyncio.Task[None]") -> None:
+        if self._hearing.get(device) is task:
+            del self._hearing[device]
 
     # ---- inside, on the loop
 
     @property
     def _patience_s(self) -> float:
         return MISSED_HEARTBEATS * self._heartbeat_s
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError as error:
+            raise Unavailable("the coordinator is stopping") from error
 
     def _enqueue(self, stream: _Stream, command: Command) -> None:
         try:
@@ -176,12 +219,18 @@ class SessionHub(session_pb2_grpc.SessionServicer):
             self._end(stream, Unavailable("the agent does not read its commands; reconnect"))
 
     def _end(self, stream: _Stream, reason: ShoalError | None) -> None:
+        """Queued commands are dropped: who sent them hears of the detachment."""
         stream.reason = stream.reason or reason
-        if self._streams.get(stream.device) is stream:
-            self._detach(stream)
-        while stream.outbox.full():
-            stream.outbox.get_nowait()
+        self._detach(stream)
+        with contextlib.suppress(asyncio.QueueEmpty):
+            while True:
+                stream.outbox.get_nowait()
         stream.outbox.put_nowait(_CLOSE)
+        if stream.reader is not None and stream.reader is not asyncio.current_task():
+            stream.reader.cancel()
+        if stream.writer is not None:
+            # An agent that does not read blocks the last write, and would keep its dead stream for ever.
+            self._loop.call_later(LAST_WRITE_S, stream.writer.cancel)
 
     def _detach(self, stream: _Stream) -> None:
         if self._streams.get(stream.device) is not stream:
@@ -189,11 +238,13 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         del self._streams[stream.device]
         for listener in self._listeners:
             stream.inbox.put_nowait(partial(listener.detached, stream.device))
+        stream.inbox.put_nowait(_CLOSE)
         _log.info("device detached", device=stream.device)
 
     def _apply_state(self, device: Device) -> None:
         barred = device.state is not DeviceState.ACTIVE
-        self._barred = self._barred | {device.id} if barred else self._barred - {device.id}
+        if barred != (device.id in self._barred):
+            self._barred = self._barred ^ {device.id}
         stream = self._streams.get(device.id)
         if stream is not None and device.state is DeviceState.REVOKED:
             self._end(stream, Forbidden(f"device {device.name} was revoked", detail=device.reason))

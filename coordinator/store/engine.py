@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from shared.errors import ShoalError, StorageFull, Unavailable
 
 BUSY_TIMEOUT_S = 30.0
+_READ_ONLY = "shoal_read_only"
 
 
 def open_engine(url: str) -> Engine:
@@ -30,7 +31,7 @@ def open_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(_READ_ONLY) else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -47,6 +48,13 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         if error.connection_invalidated:
             raise _translate(error) from error
         raise
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """`transaction` for reads alone: one snapshot, and on SQLite no waiting for whoever writes."""
+    with transaction(engine.execution_options(**{_READ_ONLY: True})) as connection:
+        yield connection
 
 
 def _translate(error: DBAPIError) -> ShoalError:

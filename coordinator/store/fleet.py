@@ -1,15 +1,18 @@
 """The fleet's stores on SQL."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from coordinator.fleet.ports import Decide
 from coordinator.fleet.states import DeviceState
-from coordinator.store.engine import transaction
+from coordinator.store.engine import reading, transaction
 from coordinator.store.tables import audit_log, device_models, devices, join_tokens, metric_batches
 from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId, Digest, NodeId
@@ -39,7 +42,7 @@ class SqlFleetStore:
             _audit(connection, entry)
 
     def token(self, token_id: str) -> TokenRecord | None:
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(select(join_tokens).where(join_tokens.c.id == token_id)).one_or_none()
         return None if row is None else _token(row)
 
@@ -58,11 +61,20 @@ class SqlFleetStore:
                     .where(join_tokens.c.id == token_id)
                     .values(spent_by_key_sha256=device.public_key_sha256, spent_at=spent_at)
                 )
+                self._free_name(connection, device.name, entry)
                 connection.execute(insert(devices).values(**_device_values(device)))
                 _audit(connection, entry)
         except IntegrityError as error:
-            raise Conflict(f"a device named {device.name} or one with this key is in the fleet already") from error
+            raise _taken(device) from error
         return device
+
+    def _free_name(self, connection: Connection, name: str, entry: AuditEntry) -> None:
+        """A machine that is set up afresh after its revocation keeps its name."""
+        revoked = and_(devices.c.name == name, devices.c.state == DeviceState.REVOKED.value)
+        former = connection.scalar(select(devices.c.id).where(revoked))
+        if former is not None:
+            connection.execute(update(devices).where(devices.c.id == former).values(name=former))
+            _audit(connection, AuditEntry(entry.at, entry.actor, "device.rename", former, {"former_name": name}))
 
     def _enrolled_before(self, connection: Connection, spent_by: str, device: Device) -> Device:
         if spent_by != device.public_key_sha256:
@@ -72,35 +84,35 @@ class SqlFleetStore:
             raise Forbidden("this join token was used and its device has renewed its key since")
         return _device(row, ())
 
-    def update(self, device: Device, entry: AuditEntry | None) -> None:
+    def change(self, id_or_name: str, decide: Decide) -> Device:
         with transaction(self._engine) as connection:
-            values = _device_values(device)
-            changed = connection.execute(update(devices).where(devices.c.id == values.pop("id")).values(**values))
-            if changed.rowcount == 0:
-                raise _no_device(device.id)
+            device = _find(connection, id_or_name, lock=True)
+            changed, entry = decide(device)
+            values = _device_values(changed)
+            try:
+                connection.execute(update(devices).where(devices.c.id == values.pop("id")).values(**values))
+            except IntegrityError as error:
+                raise _taken(changed) from error
             if entry is not None:
                 _audit(connection, entry)
+        return changed
 
     def record_serving(self, device: DeviceId, serving: Sequence[Serving], at: float) -> None:
         with transaction(self._engine) as connection:
-            connection.execute(update(devices).where(devices.c.id == device).values(last_seen_at=at))
+            seen = connection.execute(update(devices).where(devices.c.id == device).values(last_seen_at=at))
+            if seen.rowcount == 0:
+                raise _no_device(device)
             connection.execute(delete(device_models).where(device_models.c.device_id == device))
             if serving:
                 rows = [{"device_id": device, "updated_at": at, **asdict(item)} for item in serving]
                 connection.execute(insert(device_models), rows)
 
     def device(self, id_or_name: str) -> Device:
-        with transaction(self._engine) as connection:
-            row = connection.execute(
-                select(devices).where(or_(devices.c.id == id_or_name, devices.c.name == id_or_name))
-            ).first()
-            if row is None:
-                raise _no_device(id_or_name)
-            models = connection.execute(select(device_models).where(device_models.c.device_id == row.id)).all()
-        return _device(row, models)
+        with reading(self._engine) as connection:
+            return _find(connection, id_or_name, lock=False)
 
     def devices(self) -> list[Device]:
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(select(devices).order_by(devices.c.name)).all()
             models: dict[str, list[Row[Any]]] = {}
             for model in connection.execute(select(device_models).order_by(device_models.c.model)):
@@ -108,7 +120,7 @@ class SqlFleetStore:
         return [_device(row, models.get(row.id, [])) for row in rows]
 
     def audit(self, limit: int) -> list[AuditEntry]:
-        with transaction(self._engine) as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)).all()
         return [
             AuditEntry(id=row.id, at=row.at, actor=row.actor, action=row.action, subject=row.subject, detail=row.detail)
@@ -125,50 +137,50 @@ class SqlMetricStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        self._whole_to: dict[DeviceId, int] = {}  # stored without a gap up to here; saves looking from 1 each time
 
     def add(self, device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
-        table = metric_batches
         with transaction(self._engine) as connection:
-            numbers = [batch.sequence for batch in batches]
-            known = set(
-                connection.scalars(
-                    select(table.c.sequence).where(and_(table.c.device_id == device, table.c.sequence.in_(numbers)))
-                )
-            )
-            fresh = {batch.sequence: batch for batch in batches if batch.sequence not in known}
-            if fresh:
-                rows = [_batch_values(device, batch, received_at) for batch in fresh.values()]
-                connection.execute(insert(table), rows)
-            # Devices send in order and resend from the first unacknowledged one, so a gap can only be at the end.
-            follows = table.alias()
-            gap = (
-                select(func.min(table.c.sequence))
-                .where(table.c.device_id == device)
-                .where(
-                    ~select(follows.c.sequence)
-                    .where(and_(follows.c.device_id == device, follows.c.sequence == table.c.sequence + 1))
-                    .exists()
-                )
-            )
-            return int(connection.scalar(gap) or 0) if self._starts_at_one(connection, device) else 0
-
-    def _starts_at_one(self, connection: Connection, device: DeviceId) -> bool:
-        first = select(func.min(metric_batches.c.sequence)).where(metric_batches.c.device_id == device)
-        return bool(connection.scalar(first) == 1)
+            if batches:
+                rows = [_batch_values(device, batch, received_at) for batch in batches]
+                connection.execute(self._insert(metric_batches).on_conflict_do_nothing(), rows)
+            number = int(connection.scalar(_last_before_gap(device, self._whole_to.get(device, 0))) or 0)
+        self._whole_to[device] = max(number, self._whole_to.get(device, 0))
+        return self._whole_to[device]
 
     def latest(self) -> Mapping[DeviceId, MetricBatch]:
-        table = metric_batches
-        newest = (
-            select(table.c.device_id, func.max(table.c.sequence).label("sequence"))
-            .group_by(table.c.device_id)
-            .subquery()
-        )
-        query = select(table).join(
-            newest, and_(table.c.device_id == newest.c.device_id, table.c.sequence == newest.c.sequence)
-        )
-        with transaction(self._engine) as connection:
+        table, other = metric_batches, metric_batches.alias()
+        newest = select(func.max(other.c.sequence)).where(other.c.device_id == devices.c.id).scalar_subquery()
+        query = select(table).join(devices, and_(table.c.device_id == devices.c.id, table.c.sequence == newest))
+        with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         return {DeviceId(row.device_id): _batch(row) for row in rows}
+
+
+def _last_before_gap(device: DeviceId, whole_to: int) -> Select[Any]:
+    """The first number from `whole_to` on that no other follows; nothing if batch 1 is missing."""
+    table, next_, first = metric_batches, metric_batches.alias(), metric_batches.alias()
+    followed = select(next_.c.sequence).where(next_.c.device_id == device, next_.c.sequence == table.c.sequence + 1)
+    begins = select(first.c.sequence).where(first.c.device_id == device, first.c.sequence == max(whole_to, 1))
+    return select(func.min(table.c.sequence)).where(
+        table.c.device_id == device, table.c.sequence >= whole_to, ~followed.exists(), begins.exists()
+    )
+
+
+def _find(connection: Connection, id_or_name: str, *, lock: bool) -> Device:
+    """An id goes before a name, so that no name stands for another device."""
+    for column in (devices.c.id, devices.c.name):
+        query = select(devices).where(column == id_or_name)
+        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+        if row is not None:
+            models = select(device_models).where(device_models.c.device_id == row.id).order_by(device_models.c.model)
+            return _device(row, connection.execute(models).all())
+    raise _no_device(id_or_name)
+
+
+def _taken(device: Device) -> Conflict:
+    return Conflict(f"a device named {device.name} or one with this key is in the fleet already")
 
 
 def _audit(connection: Connection, entry: AuditEntry) -> None:
@@ -246,7 +258,7 @@ def _batch_values(device: DeviceId, batch: MetricBatch, received_at: float) -> d
         {
             "name": sample.name,
             "labels": dict(sample.labels),
-            "value": asdict(sample.value) if isinstance(sample.value, Histogram) else sample.value,
+            "value": _value_to_json(sample.value),
         }
         for sample in batch.samples
     ]
@@ -266,5 +278,13 @@ def _batch(row: Row[Any]) -> MetricBatch:
 def _sample(item: Mapping[str, Any]) -> Sample:
     value = item["value"]
     if isinstance(value, Mapping):
-        value = Histogram(tuple(value["bounds"]), tuple(value["counts"]), value["sum"])
-    return Sample(item["name"], value, item["labels"])
+        value = Histogram(tuple(map(float, value["bounds"])), tuple(value["counts"]), float(value["sum"]))
+    return Sample(item["name"], value if isinstance(value, Histogram) else float(value), item["labels"])
+
+
+def _value_to_json(value: float | Histogram) -> Any:
+    """JSON knows no NaN and no infinity (RFC 8259), and a loss may be either: they become text."""
+    if isinstance(value, Histogram):
+        bounds = [_value_to_json(bound) for bound in value.bounds]
+        return {"bounds": bounds, "counts": list(value.counts), "sum": _value_to_json(value.sum)}
+    return value if math.isfinite(value) else str(value)

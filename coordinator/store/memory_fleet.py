@@ -1,10 +1,12 @@
 """The fleet's stores in memory, for simulations and tests. They forget when the process ends."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from coordinator.fleet.ports import Decide
+from coordinator.fleet.states import DeviceState
 from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId
 from shared.session import MetricBatch, Serving
@@ -34,9 +36,17 @@ class MemoryFleetStore:
                 raise Unauthenticated("this join token is not known here; ask for a new one")
             if token.spent_by:
                 return self._enrolled_before(token, device)
-            for other in self._devices.values():
-                if other.name == device.name or other.public_key_sha256 == device.public_key_sha256:
-                    raise Conflict(f"a device named {device.name} or one with this key is in the fleet already")
+            former = [
+                other
+                for other in self._devices.values()
+                if other.name == device.name and other.state is DeviceState.REVOKED
+            ]
+            self._check_untaken(device, [other for other in self._devices.values() if other not in former])
+            for other in former:
+                self._check_untaken(replace(device, name=""), [other])
+                self._devices[other.id] = replace(other, name=other.id)
+                detail = {"former_name": other.name}
+                self.append_audit(AuditEntry(entry.at, entry.actor, "device.rename", other.id, detail))
             self._tokens[token_id] = replace(token, spent_by=device.public_key_sha256, spent_at=spent_at)
             self._devices[device.id] = device
             self.append_audit(entry)
@@ -50,22 +60,33 @@ class MemoryFleetStore:
                 return replace(other, serving=())
         raise Forbidden("this join token was used and its device has renewed its key since")
 
-    def update(self, device: Device, entry: AuditEntry | None) -> None:
+    def _check_untaken(self, device: Device, others: Iterable[Device]) -> None:
+        for other in others:
+            if other.name == device.name or other.public_key_sha256 == device.public_key_sha256:
+                raise Conflict(f"a device named {device.name} or one with this key is in the fleet already")
+
+    def change(self, id_or_name: str, decide: Decide) -> Device:
         with self._lock:
-            if device.id not in self._devices:
-                raise _no_device(device.id)
-            self._devices[device.id] = replace(device, serving=self._devices[device.id].serving)
+            device = self.device(id_or_name)
+            changed, entry = decide(device)
+            self._check_untaken(changed, (other for other in self._devices.values() if other.id != device.id))
+            self._devices[device.id] = replace(changed, serving=device.serving)
             if entry is not None:
                 self.append_audit(entry)
+            return changed
 
     def record_serving(self, device: DeviceId, serving: Sequence[Serving], at: float) -> None:
         with self._lock:
+            if device not in self._devices:
+                raise _no_device(device)
             self._devices[device] = replace(self._devices[device], serving=tuple(serving), last_seen_at=at)
 
     def device(self, id_or_name: str) -> Device:
         with self._lock:
+            if (known := self._devices.get(DeviceId(id_or_name))) is not None:
+                return known
             for device in self._devices.values():
-                if id_or_name in (device.id, device.name):
+                if device.name == id_or_name:
                     return device
         raise _no_device(id_or_name)
 

@@ -8,10 +8,16 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
-from coordinator.store.engine import transaction
+from coordinator.store.engine import reading, transaction
 from shared.errors import Conflict
 
 _SCRIPTS = Path(__file__).with_name("migrations")
+
+
+def current(engine: Engine) -> str | None:
+    """The migration that the database is at; None for an empty one."""
+    with reading(engine) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(engine: Engine) -> None:
@@ -20,8 +26,8 @@ def upgrade(engine: Engine) -> None:
     config.set_main_option("script_location", str(_SCRIPTS))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     with transaction(engine) as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-        if current is not None and current not in known:
-            raise Conflict(f"the database is at migration {current}, which this version does not know; upgrade Shoal")
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found is not None and found not in known:
+            raise Conflict(f"the database is at migration {found}, which this version does not know; upgrade Shoal")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -1,19 +1,18 @@
-"""Jobs and rounds on SQL."""
+"""Jobs and rounds on SQL. What a method returned from is committed; a transition is judged inside its transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.rounds.round import DeviceRow, Event, Job, Outcome, RoundRow
-from coordinator.rounds.states import ENDED, JobState, RoundState
-from coordinator.store.engine import transaction
+from coordinator.rounds.round import DeviceRow, Event, Job, Outcome, RoundRow, check_commit, ended_job, no_job
+from coordinator.rounds.states import ENDED, JobEvent, JobState, RoundState, advance, after
+from coordinator.store.engine import reading, transaction
 from coordinator.store.tables import jobs, round_devices, round_events, rounds
 from shared.errors import Conflict, NotFound
 from shared.ids import DeviceId, Digest, JobId
-
-_OPEN = [state.value for state in RoundState if state not in ENDED]
 
 
 class SqlJobStore:
@@ -25,123 +24,161 @@ class SqlJobStore:
     def create(self, job: Job, event: Event) -> Job:
         try:
             with transaction(self._engine) as connection:
-                known = (
-                    job.key and connection.execute(select(jobs).where(jobs.c.idempotency_key == job.key)).one_or_none()
-                )
-                if known:
-                    return _job(known)
+                known = _by_key(connection, job.key)
+                if known is not None:
+                    return known
                 connection.execute(insert(jobs).values(**_job_values(job)))
-                _add_event(connection, event)
-        except IntegrityError:
-            with transaction(self._engine) as connection:  # another submission with this key came first
-                return _job(connection.execute(select(jobs).where(jobs.c.idempotency_key == job.key)).one())
+                _append(connection, event)
+        except IntegrityError as error:
+            known = self.by_key(job.key)  # another thread was quicker with the same key
+            if known is None:
+                raise Conflict(f"job {job.id} exists already") from error
+            return known
         return job
 
     def job(self, id_or_name: str) -> Job:
-        with transaction(self._engine) as connection:
-            query = select(jobs).where((jobs.c.id == id_or_name) | (jobs.c.name == id_or_name))
-            row = connection.execute(query.order_by(jobs.c.created_at.desc()).limit(1)).one_or_none()
+        query = (
+            select(jobs)
+            .where(or_(jobs.c.id == id_or_name, jobs.c.name == id_or_name))
+            .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
         if row is None:
-            raise NotFound(f"no job {id_or_name[:64]!r}; `coordinator job list` shows them")
+            raise no_job(id_or_name)
         return _job(row)
 
-    def jobs(self) -> list[Job]:
-        with transaction(self._engine) as connection:
-            return [_job(row) for row in connection.execute(select(jobs).order_by(jobs.c.created_at))]
+    def by_key(self, key: str) -> Job | None:
+        with reading(self._engine) as connection:
+            return _by_key(connection, key)
 
-    def update(self, job: Job, event: Event) -> None:
+    def jobs(self) -> list[Job]:
+        with reading(self._engine) as connection:
+            found = connection.execute(select(jobs).order_by(jobs.c.created_at, jobs.c.id)).all()
+        return [_job(row) for row in found]
+
+    def change(self, job: JobId, trigger: JobEvent, event: Event, *, reason: str = "", release: int = 0) -> Job:
         with transaction(self._engine) as connection:
-            _update_job(connection, job)
-            _add_event(connection, event)
+            old = _locked_job(connection, job)
+            changed = ended_job(replace(old, state=after(old.state, trigger)), event.at, reason, release)
+            values = {key: _job_values(changed)[key] for key in ("state", "ended_at", "reason", "release")}
+            connection.execute(update(jobs).where(jobs.c.id == job).values(**values))
+            _append(connection, event)
+            return changed
 
     def begin(self, row: RoundRow, event: Event) -> None:
-        with transaction(self._engine) as connection:
-            connection.execute(insert(rounds).values(**_round_values(row)))
-            _add_event(connection, event)
+        try:
+            with transaction(self._engine) as connection:
+                values = {**_round_values(row), "state": RoundState.PLANNED.value}
+                connection.execute(insert(rounds).values(**values))
+                _append(connection, event)
+        except IntegrityError as error:
+            raise Conflict(f"attempt {row.attempt} at round {row.round} was begun already, or has no job") from error
 
     def advance(self, row: RoundRow, state: RoundState, event: Event) -> None:
         with transaction(self._engine) as connection:
-            connection.execute(update(rounds).where(_is(row)).values(state=state.value))
-            _add_event(connection, event)
+            to = advance(_locked_state(connection, row), state)
+            connection.execute(update(rounds).where(_is(row)).values(state=to.value))
+            _append(connection, event)
+
+    def note(self, event: Event) -> None:
+        with transaction(self._engine) as connection:
+            _append(connection, event)
 
     def commit(self, job: Job, row: RoundRow, event: Event) -> None:
         with transaction(self._engine) as connection:
-            last = connection.scalar(select(jobs.c.round).where(jobs.c.id == job.id).with_for_update())
-            if last != row.round - 1 or job.round != row.round:
-                raise Conflict(f"round {row.round} does not follow the last committed round {last}")
-            self._end(connection, row)
-            _update_job(connection, job)
-            _add_event(connection, event)
+            check_commit(_locked_job(connection, job.id), job, row)
+            values = {key: _job_values(job)[key] for key in ("round", "arrays_digest", "model_json", "strategy_digest")}
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+            _end(connection, row, RoundState.COMMITTED)
+            _append(connection, event)
 
     def abandon(self, row: RoundRow, event: Event) -> None:
         with transaction(self._engine) as connection:
-            self._end(connection, row)
-            _add_event(connection, event)
+            _end(connection, row, RoundState.ABANDONED)
+            _append(connection, event)
 
-    def _end(self, connection: Connection, row: RoundRow) -> None:
-        connection.execute(update(rounds).where(_is(row)).values(**_round_values(row)))
-        if row.devices:
-            connection.execute(insert(round_devices), [_device_values(row, device) for device in row.devices])
-
-    def abandon_open(self, job: JobId, at: float) -> int:
+    def abandon_open(self, job: JobId, event: Event) -> int:
+        ended = [state.value for state in ENDED]
+        query = select(rounds.c.round, rounds.c.attempt).where(
+            and_(rounds.c.job_id == job, rounds.c.state.not_in(ended))
+        )
+        reason = str(event.detail.get("reason", ""))
         with transaction(self._engine) as connection:
-            query = select(rounds.c.round, rounds.c.attempt).where(
-                and_(rounds.c.job_id == job, rounds.c.state.in_(_OPEN))
-            )
-            found = connection.execute(query).all()
-            reason = "the coordinator stopped before it was committed"
-            for number, attempt in found:
-                connection.execute(
-                    update(rounds)
-                    .where(and_(rounds.c.job_id == job, rounds.c.round == number, rounds.c.attempt == attempt))
-                    .values(state=RoundState.ABANDONED.value, ended_at=at, reason=reason)
-                )
-                _add_event(connection, Event(job, number, attempt, at, RoundState.ABANDONED, {"reason": reason}))
-        return len(found)
+            left = connection.execute(query.order_by(rounds.c.round, rounds.c.attempt).with_for_update()).all()
+            for place in left:
+                where = and_(rounds.c.job_id == job, rounds.c.round == place.round, rounds.c.attempt == place.attempt)
+                values = {"state": RoundState.ABANDONED.value, "ended_at": event.at, "reason": reason}
+                connection.execute(update(rounds).where(where).values(**values))
+                _append(connection, replace(event, round=place.round, attempt=place.attempt))
+            return len(left)
 
     def rounds(self, job: JobId) -> list[RoundRow]:
-        with transaction(self._engine) as connection:
-            devices: dict[tuple[int, int], list[DeviceRow]] = {}
-            for row in connection.execute(select(round_devices).where(round_devices.c.job_id == job)):
-                devices.setdefault((row.round, row.attempt), []).append(_device(row))
+        with reading(self._engine) as connection:
             query = select(rounds).where(rounds.c.job_id == job).order_by(rounds.c.round, rounds.c.attempt)
             found = connection.execute(query).all()
+            devices: dict[tuple[int, int], list[Row[Any]]] = {}
+            query = select(round_devices).where(round_devices.c.job_id == job).order_by(round_devices.c.device_id)
+            for device in connection.execute(query):
+                devices.setdefault((device.round, device.attempt), []).append(device)
         return [_round(row, devices.get((row.round, row.attempt), [])) for row in found]
 
     def events(self, job: JobId, after_id: int = 0) -> list[Event]:
-        with transaction(self._engine) as connection:
-            query = select(round_events).where(and_(round_events.c.job_id == job, round_events.c.id > after_id))
-            return [_event(row) for row in connection.execute(query.order_by(round_events.c.id))]
+        query = select(round_events).where(and_(round_events.c.job_id == job, round_events.c.id > after_id))
+        with reading(self._engine) as connection:
+            found = connection.execute(query.order_by(round_events.c.id)).all()
+        return [Event(JobId(e.job_id), e.round, e.attempt, e.at, e.kind, e.detail, e.id) for e in found]
 
     def counts(self) -> Mapping[str, int]:
-        """How many jobs there are in each state, for metrics."""
-        with transaction(self._engine) as connection:
-            query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
-            return {state: number for state, number in connection.execute(query)}
+        query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+        with reading(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _by_key(connection: Connection, key: str) -> Job | None:
+    if not key:
+        return None
+    row = connection.execute(select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
+    return None if row is None else _job(row)
+
+
+def _locked_job(connection: Connection, job: JobId) -> Job:
+    row = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).one_or_none()
+    if row is None:
+        raise no_job(job)
+    return _job(row)
+
+
+def _locked_state(connection: Connection, row: RoundRow) -> RoundState:
+    state = connection.scalar(select(rounds.c.state).where(_is(row)).with_for_update())
+    if state is None:
+        raise NotFound(f"no attempt {row.attempt} at round {row.round} of job {row.job}")
+    return RoundState(state)
 
 
 def _is(row: RoundRow) -> Any:
     return and_(rounds.c.job_id == row.job, rounds.c.round == row.round, rounds.c.attempt == row.attempt)
 
 
-def _add_event(connection: Connection, event: Event) -> None:
+def _end(connection: Connection, row: RoundRow, state: RoundState) -> None:
+    """The attempt's last transition, with everything that is known about it by then."""
+    values = {**_round_values(row), "state": advance(_locked_state(connection, row), state).value}
+    connection.execute(update(rounds).where(_is(row)).values(**values))
+    if row.devices:
+        connection.execute(insert(round_devices), [_device_values(row, device) for device in row.devices])
+
+
+def _append(connection: Connection, event: Event) -> None:
     connection.execute(
         insert(round_events).values(
             job_id=event.job,
             round=event.round,
             attempt=event.attempt,
             at=event.at,
-            kind=str(event.kind),
+            kind=event.kind,
             detail=dict(event.detail),
         )
     )
-
-
-def _update_job(connection: Connection, job: Job) -> None:
-    values = _job_values(job)
-    changed = connection.execute(update(jobs).where(jobs.c.id == values.pop("id")).values(**values))
-    if changed.rowcount == 0:
-        raise NotFound(f"no job {job.id}")
 
 
 def _job_values(job: Job) -> dict[str, Any]:
@@ -169,17 +206,21 @@ def _job(row: Row[Any]) -> Job:
         name=row.name,
         state=JobState(row.state),
         toml=row.toml,
-        key=row.idempotency_key or "",
         run_id=row.run_id,
         created_at=row.created_at,
+        key=row.idempotency_key or "",
         ended_at=row.ended_at or 0.0,
         reason=row.reason,
         round=row.round,
-        arrays_digest=Digest(row.arrays_digest) if row.arrays_digest else None,
+        arrays_digest=_digest(row.arrays_digest),
         model_json=row.model_json or "",
-        strategy_digest=Digest(row.strategy_digest) if row.strategy_digest else None,
+        strategy_digest=_digest(row.strategy_digest),
         release=row.release,
     )
+
+
+def _digest(text: str | None) -> Digest | None:
+    return Digest(text) if text else None
 
 
 def _round_values(row: RoundRow) -> dict[str, Any]:
@@ -199,24 +240,6 @@ def _round_values(row: RoundRow) -> dict[str, Any]:
     }
 
 
-def _round(row: Row[Any], devices: list[DeviceRow]) -> RoundRow:
-    return RoundRow(
-        job=JobId(row.job_id),
-        round=row.round,
-        attempt=row.attempt,
-        state=RoundState(row.state),
-        started_at=row.started_at,
-        ended_at=row.ended_at or 0.0,
-        total_weight=row.total_weight,
-        arrays_digest=Digest(row.arrays_digest) if row.arrays_digest else None,
-        metrics=row.metrics,
-        bytes_down=row.bytes_down,
-        bytes_up=row.bytes_up,
-        reason=row.reason,
-        devices=tuple(sorted(devices, key=lambda device: device.device)),
-    )
-
-
 def _device_values(row: RoundRow, device: DeviceRow) -> dict[str, Any]:
     return {
         "job_id": row.job,
@@ -232,25 +255,25 @@ def _device_values(row: RoundRow, device: DeviceRow) -> dict[str, Any]:
     }
 
 
-def _device(row: Row[Any]) -> DeviceRow:
-    return DeviceRow(
-        device=DeviceId(row.device_id),
-        outcome=Outcome(row.outcome),
-        reason=row.reason,
-        weight=row.weight,
-        bytes_down=row.bytes_down,
-        bytes_up=row.bytes_up,
-        seconds=row.seconds,
-    )
-
-
-def _event(row: Row[Any]) -> Event:
-    return Event(
-        id=row.id,
+def _round(row: Row[Any], devices: Sequence[Row[Any]]) -> RoundRow:
+    return RoundRow(
         job=JobId(row.job_id),
         round=row.round,
         attempt=row.attempt,
-        at=row.at,
-        kind=row.kind,
-        detail=row.detail,
+        state=RoundState(row.state),
+        started_at=row.started_at,
+        ended_at=row.ended_at or 0.0,
+        total_weight=row.total_weight,
+        arrays_digest=_digest(row.arrays_digest),
+        metrics=row.metrics,
+        bytes_down=row.bytes_down,
+        bytes_up=row.bytes_up,
+        reason=row.reason,
+        devices=tuple(_device(device) for device in devices),
+    )
+
+
+def _device(row: Row[Any]) -> DeviceRow:
+    return DeviceRow(
+        DeviceId(row.device_id), Outcome(row.outcome), row.reason, row.weight, row.bytes_down, row.bytes_up, row.seconds
     )

@@ -1,7 +1,7 @@
 """The life of a loaded model, as a table, and the two slots of one model name. Pure values.
 
-    LOADING → WARM → LIVE → DRAINING → CLOSED          WARM: loaded and warmed, answers only to its explicit version
-       └→ FAILED                                       DRAINING: was live, kept warm so that going back is instant
+LOADING → WARM → LIVE → DRAINING → CLOSED          WARM: loaded and warmed, answers only to its explicit version
+   └→ FAILED                                       DRAINING: was live, kept warm so that going back is instant
 """
 
 from dataclasses import dataclass, field, replace

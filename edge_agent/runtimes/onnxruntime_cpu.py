@@ -92,8 +92,9 @@ class OnnxSession:
 
     def _run_into(self, session: Any, inputs: Mapping[str, Array], out: Mapping[str, Array]) -> dict[str, Array]:
         binding = session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        lent = {name: np.ascontiguousarray(array) for name, array in inputs.items()}  # must outlive the run
+        for name, array in lent.items():
+            binding.bind_cpu_input(name, array)
         for spec in self.outputs:
             array = out[spec.name]
             if array.dtype != np.dtype(spec.dtype) or not array.flags.c_contiguous or not array.flags.writeable:

@@ -72,12 +72,12 @@ class OpenVinoSession:
         except Empty:
             request = compiled.create_infer_request()
         try:
-            for index, spec in enumerate(self.inputs):
-                request.set_input_tensor(index, self._tensor(_shareable(inputs[spec.name]), shared_memory=True))
+            # A shared tensor does not keep its array alive: `lent` must outlive the run.
+            lent = [_shareable(inputs[spec.name]) for spec in self.inputs]
+            for index, array in enumerate(lent):
+                request.set_input_tensor(index, self._tensor(array, shared_memory=True))
             request.infer()
-            results = {
-                spec.name: request.get_output_tensor(index).data for index, spec in enumerate(self.outputs)
-            }
+            results = {spec.name: request.get_output_tensor(index).data for index, spec in enumerate(self.outputs)}
             answer = _copied(results, out)
         except (RuntimeError, TypeError, ValueError) as error:
             raise Malformed("the model rejects these inputs", detail=_last_line(error)) from error

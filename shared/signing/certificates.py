@@ -1,7 +1,7 @@
 """X.509 for one fleet: a P-256 authority, certificates for devices, admins and the coordinator (RFC 5280).
 
-Who a certificate speaks for is its subject alternative name `shoal://ROLE/ID`. Devices and admins get the client-auth usage, the
 Whom a certificate speaks for is its alternative name `shoal://ROLE/ID`. Devices and admins get the client-auth usage, the
+coordinator the server-auth usage and its host names.
 """
 
 import datetime

@@ -26,10 +26,10 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from shared.errors import Untrusted
+from shared.errors import Malformed, Untrusted
 from shared.files import fsync_folder, storage_errors
 from shared.ids import Digest, parse_digest
 
@@ -122,19 +122,11 @@ class Trust:
         try:
             updater = Updater(str(folder), "shoal:///", fetcher=_Given(metadata), config=_LIMITS, bootstrap=self._root)
             updater.refresh()
-            targets = Metadata[Targets].from_file(str(folder / "targets.json")).signed.targets
-        except (RepositoryError, DownloadError, ValueError, RecursionError) as error:
+            signed = Metadata[Targets].from_file(str(folder / "targets.json")).signed.targets
+            targets = {path: _target(target) for path, target in signed.items()}
+        except (RepositoryError, DownloadError, Malformed, ValueError, RecursionError) as error:
             raise Untrusted(f"release metadata refused: {_explain(error)}", detail=str(error)[:200]) from error
-        return Catalogue(
-            {
-                path: Target(
-                    digest=parse_digest(target.hashes.get("sha256", "")),
-                    length=target.length,
-                    withdrawn=bool((target.custom or {}).get(WITHDRAWN)),
-                )
-                for path, target in targets.items()
-            }
-        )
+        return Catalogue(targets)
 
     def _replace(self, candidate: Path) -> None:
         for path in candidate.rglob("*"):
@@ -149,6 +141,13 @@ class Trust:
         fsync_folder(self._folder)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _target(target: TargetFile) -> Target:
+    """Raises `Malformed`. Anything but an explicit `false` or absence of the mark means withdrawn."""
+    custom = target.custom if isinstance(target.custom, dict) else {}
+    withdrawn = custom.get(WITHDRAWN, False) is not False
+    return Target(digest=parse_digest(target.hashes.get("sha256", "")), length=target.length, withdrawn=withdrawn)
 
 
 class _Given(FetcherInterface):

@@ -1,6 +1,9 @@
 """What every store of devices, tokens and metrics must do."""
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -94,7 +97,7 @@ def test_what_a_device_serves_is_replaced_and_survives_updates(fleet: FleetStore
 
     fleet.record_serving(stored.id, [Serving("old", 1, digest_of(b"old"), True)], 3.0)
     fleet.record_serving(stored.id, serving, 4.0)
-    fleet.update(fleet.device("dev1"), None)
+    fleet.change("dev1", lambda found: (replace(found, serving=()), None))
 
     assert fleet.device(stored.id).serving == serving
     assert fleet.device("dev1").last_seen_at == 4.0
@@ -108,8 +111,62 @@ def test_devices_are_found_by_id_and_by_name_or_not_at_all(fleet: FleetStore) ->
     with pytest.raises(NotFound):
         fleet.device("dev9")
     with pytest.raises(NotFound):
-        fleet.update(device("dev9"), ENTRY)
+        fleet.change("dev9", lambda found: (found, ENTRY))
+    with pytest.raises(NotFound):
+        fleet.record_serving(DeviceId("dev-dev9"), [], 3.0)
     assert len(fleet.audit(10)) == 2
+
+
+def test_a_revoked_device_gives_its_name_back_but_not_its_key(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1"), token("t2"), token("t3")], ENTRY)
+    old = fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+    fleet.change(old.id, lambda found: (replace(found, state=DeviceState.REVOKED), ENTRY))
+
+    with pytest.raises(Conflict):
+        fleet.enrol(device("dev1"), "t2", 3.0, ENTRY)
+    fresh = fleet.enrol(replace(device("dev2"), name="dev1"), "t3", 4.0, ENTRY)
+
+    assert fleet.device("dev1").id == fresh.id
+    assert fleet.device(old.id).name == old.id
+    assert [entry.action for entry in fleet.audit(2)] == ["device.rename", "test"]
+
+
+def test_a_device_named_like_the_id_of_another_does_not_answer_for_it(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1"), token("t2")], ENTRY)
+    real = fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+    fleet.enrol(replace(device("dev2"), name=real.id), "t2", 3.0, ENTRY)
+
+    assert fleet.device(real.id).name == "dev1"
+
+
+def test_a_refused_change_leaves_the_device_and_the_log_alone(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1"), token("t2")], ENTRY)
+    before = fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+    other = fleet.enrol(device("dev2"), "t2", 2.0, ENTRY)
+
+    def refuse(_: Device) -> tuple[Device, AuditEntry]:
+        raise Forbidden("no")
+
+    with pytest.raises(Forbidden):
+        fleet.change("dev1", refuse)
+    with pytest.raises(Conflict):
+        fleet.change("dev1", lambda found: (replace(found, public_key_sha256=other.public_key_sha256), ENTRY))
+    assert fleet.device("dev1") == before
+    assert len(fleet.audit(10)) == 3
+
+
+def test_changes_at_the_same_time_all_count(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+    fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+
+    def note(number: int) -> None:
+        fleet.change("dev1", lambda found: (replace(found, labels={**found.labels, f"n{number}": "x"}), ENTRY))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(note, range(12)))
+
+    assert len(fleet.device("dev1").labels) == 13
+    assert len(fleet.audit(100)) == 14
 
 
 def test_the_audit_log_gives_the_newest_oldest_first(fleet: FleetStore) -> None:
@@ -141,3 +198,24 @@ def test_nothing_behind_a_gap_is_acknowledged(metrics: MetricStore) -> None:
     assert metrics.add(one, [batch(1), batch(4)], 21.0) == 2
     assert metrics.add(one, [batch(3)], 22.0) == 4
     assert metrics.add(one, [], 23.0) == 4
+
+
+def test_numbers_that_json_lacks_come_back(metrics: MetricStore) -> None:
+    one = DeviceId("dev-dev1")
+    endless = Histogram((1.0, math.inf), (1, 2, 0), math.inf)
+    samples = (Sample("loss", math.nan), Sample("top", math.inf), Sample("latency_ms", endless))
+
+    assert metrics.add(one, [MetricBatch(1, 1.0, samples)], 20.0) == 1
+
+    nan, top, histogram = metrics.latest()[one].samples
+    assert isinstance(nan.value, float)
+    assert math.isnan(nan.value)
+    assert (top.value, histogram.value) == (math.inf, endless)
+
+
+def test_batches_at_the_same_time_are_stored_once_each(metrics: MetricStore) -> None:
+    one = DeviceId("dev-dev1")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: metrics.add(one, [batch(1), batch(2), batch(3)], 20.0), range(8)))
+
+    assert metrics.add(one, [batch(4)], 21.0) == 4

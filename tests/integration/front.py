@@ -1,6 +1,7 @@
 """The coordinator's front on real sockets and real TLS, with the nouns' stores in memory."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,18 +29,25 @@ DAY_S = 86_400.0
 
 @dataclass
 class Recorder:
-    """A listener that keeps what it is told."""
+    """A listener that keeps what it is told. `before` may hold it up or make it fail; `heard` is what it was told at all."""
 
     events: list[tuple[str, DeviceId, object]] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
+    before: Callable[[str], object] = field(default=lambda _: None)
 
     def attached(self, device: DeviceId, hello: Hello) -> None:
-        self.events.append(("attached", device, hello))
+        self._keep("attached", device, hello)
 
     def detached(self, device: DeviceId) -> None:
-        self.events.append(("detached", device, None))
+        self._keep("detached", device, None)
 
     def received(self, device: DeviceId, event_id: str, event: Event) -> None:
-        self.events.append((event_id, device, event))
+        self._keep(event_id, device, event)
+
+    def _keep(self, kind: str, device: DeviceId, what: object) -> None:
+        self.heard.append(kind)
+        self.before(kind)
+        self.events.append((kind, device, what))
 
 
 @dataclass
@@ -74,11 +82,7 @@ class Front:
         self.fleet_port = 0
 
     async def start(self) -> list[grpc.aio.Server]:
-        key = generate_key()
-        certificate = self.authority.issue(
-            make_csr(key, "c"), "c", "coordinator", now=self.clock.now(), valid_for_s=DAY_S, hosts=("localhost",)
-        )
-        identity = ServerIdentity(key_to_pem(key), to_pem(certificate), to_pem(self.authority.certificate_der))
+        self.identity = self.server_identity()
         enrolment = EnrolmentServicer(self.registry, lambda: f"localhost:{self.fleet_port}", lambda: b"root")
 
         def register(server: grpc.aio.Server) -> None:
@@ -89,16 +93,24 @@ class Front:
             metrics_pb2_grpc.add_MetricsServicer_to_server(MetricsServicer(self.metrics, self.clock), server)
 
         one, self.enrolment_port = enrolment_server(
-            identity,
+            lambda: self.identity,
             self.registry,
             "127.0.0.1:0",
             lambda server: enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server),
         )
-        two, self.fleet_port = fleet_server(identity, self.registry, "127.0.0.1:0", register)
+        two, self.fleet_port = fleet_server(lambda: self.identity, self.registry, "127.0.0.1:0", register)
         servers = [one, two]
         for server in servers:
             await server.start()
         return servers
+
+    def server_identity(self) -> ServerIdentity:
+        """A fresh key and certificate for the coordinator."""
+        key = generate_key()
+        certificate = self.authority.issue(
+            make_csr(key, "c"), "c", "coordinator", now=self.clock.now(), valid_for_s=DAY_S, hosts=("localhost",)
+        )
+        return ServerIdentity(key_to_pem(key), to_pem(certificate), to_pem(self.authority.certificate_der))
 
     def token(self) -> str:
         tokens, _ = self.registry.create_tokens(
@@ -123,6 +135,7 @@ async def running(folder: Path, *, heartbeat_s: float = 30.0) -> AsyncIterator[F
     try:
         yield front
     finally:
-        await front.hub.close()
+        async with asyncio.timeout(10):
+            await front.hub.close()
         for server in servers:
             await server.stop(None)

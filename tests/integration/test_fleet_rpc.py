@@ -8,7 +8,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+import zstandard
 
+from coordinator.rpc.blobs import fresh_inbox
 from protos.fleet.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
@@ -17,7 +19,7 @@ from protos.fleet.v1 import (
     metrics_pb2,
     metrics_pb2_grpc,
 )
-from shared.errors import DigestMismatch, Forbidden, Malformed, ShoalError, StorageFull, Unauthenticated
+from shared.errors import DigestMismatch, Forbidden, Malformed, NotFound, ShoalError, StorageFull, Unauthenticated
 from shared.ids import digest_of
 from shared.rpc_errors import error_from_rpc
 from shared.signing.certificates import Authority, generate_key, key_to_pem, make_csr, to_pem, verify_certificate
@@ -41,6 +43,13 @@ async def put(member: Member, data: bytes, *, digest: str = "", size: int = -1, 
         )
         answer = await blobs_pb2_grpc.BlobsStub(channel).Put(iter([first]))
     return int(answer.size)
+
+
+async def stat(member: Member, digest: str) -> blobs_pb2.StatResponse:
+    async with member.channel() as channel:
+        answer = await blobs_pb2_grpc.BlobsStub(channel).Stat(blobs_pb2.StatRequest(digest=digest))
+    assert isinstance(answer, blobs_pb2.StatResponse)
+    return answer
 
 
 async def fetch(member: Member, digest: str, *, offset: int = 0) -> list[blobs_pb2.FetchChunk]:
@@ -151,7 +160,10 @@ async def test_a_fetch_resumes_where_it_stopped(front: Front) -> None:
 
 async def test_a_truncated_put_waits_and_is_resumed(front: Front) -> None:
     member, data = front.member("dev1"), os.urandom(2000)
-    assert await put(member, data[:1200], digest=digest_of(data), size=2000) == 1200
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await put(member, data[:1200], digest=digest_of(data), size=2000)
+    assert isinstance(typed(refused.value), Malformed)
+    assert (await stat(member, digest_of(data))).size == 1200
     assert not front.inbox.has(digest_of(data))
 
     assert await put(member, data, offset=1200) == 2000
@@ -165,7 +177,58 @@ async def test_bytes_that_are_not_what_their_digest_says_are_forgotten(front: Fr
         await put(member, b"evil", digest=promised)
     assert isinstance(typed(refused.value), DigestMismatch)
     assert not front.inbox.has(promised)
-    assert front.inbox.received(promised) == 0
+    assert (await stat(member, promised)).size == 0
+
+
+async def test_two_devices_that_send_the_same_bytes_at_once_do_not_meet(front: Front) -> None:
+    one, two, data = front.member("dev1"), front.member("dev2"), os.urandom(1000)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await put(one, data[:600], digest=digest_of(data), size=1000)
+
+    assert await put(two, data) == 1000
+    assert await put(one, data, offset=600) == 1000
+
+    assert front.inbox.read(digest_of(data)) == data
+
+
+async def test_a_put_that_goes_on_at_the_wrong_byte_is_told_the_right_one(front: Front) -> None:
+    member, data = front.member("dev1"), os.urandom(1000)
+    with pytest.raises(grpc.aio.AioRpcError, match="stands at byte 0"):
+        await put(member, data, offset=500)
+    assert (await stat(member, digest_of(data))).size == 0
+
+
+async def test_a_frame_that_unpacks_to_more_than_a_piece_is_refused(front: Front) -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 23))
+    chunk = blobs_pb2.PutChunk(digest="0" * 64, size=1 << 23, encoding=blobs_pb2.ZSTD, data=bomb)
+    async with front.member("dev1").channel() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await blobs_pb2_grpc.BlobsStub(channel).Put(iter([chunk]))
+    assert isinstance(typed(refused.value), Malformed)
+
+
+async def test_a_blob_nobody_stored_is_not_found(front: Front) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await fetch(front.member("dev1"), "0" * 64)
+    assert isinstance(typed(refused.value), NotFound)
+
+
+async def test_a_fetch_behind_the_end_is_refused(front: Front) -> None:
+    digest = front.lasting.write(b"short")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await fetch(front.member("dev1"), digest, offset=6)
+    assert isinstance(typed(refused.value), Malformed)
+
+
+def test_the_inbox_starts_empty(tmp_path: Path) -> None:
+    old = fresh_inbox(tmp_path / "inbox")
+    digest = old.write(b"of a round that did not commit")
+    old.append(digest_of(b"half"), 0, b"ha", sender="dev1")
+
+    fresh = fresh_inbox(tmp_path / "inbox")
+
+    assert not fresh.has(digest)
+    assert fresh.received(digest_of(b"half"), sender="dev1") == 0
 
 
 @pytest.mark.parametrize(

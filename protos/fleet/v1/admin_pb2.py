@@ -4,108 +4,111 @@
 # source: protos/fleet/v1/admin.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "protos/fleet/v1/admin.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'protos/fleet/v1/admin.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1bprotos/fleet/v1/admin.proto\x12\x08\x66leet.v1"\xbb\x01\n\x12\x43reateTokenRequest\x12\x13\n\x0bvalid_for_s\x18\x01 \x01(\x01\x12\x38\n\x06labels\x18\x02 \x03(\x0b\x32(.fleet.v1.CreateTokenRequest.LabelsEntry\x12\x18\n\x10require_approval\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01"9\n\x13\x43reateTokenResponse\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01"$\n\x12ListDevicesRequest\x12\x0e\n\x06\x63ohort\x18\x01 \x01(\t"8\n\x13ListDevicesResponse\x12!\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x10.fleet.v1.Device"/\n\rDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t"\xdc\x02\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.fleet.v1.Device.LabelsEntry\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x11\n\tconnected\x18\x06 \x01(\x08\x12\x13\n\x0b\x65nrolled_at\x18\x07 \x01(\x01\x12\x14\n\x0clast_seen_at\x18\x08 \x01(\x01\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\t \x01(\x01\x12\x15\n\ragent_version\x18\n \x01(\t\x12%\n\x06models\x18\x0b \x03(\x0b\x32\x15.fleet.v1.DeviceModel\x12\x0f\n\x07node_id\x18\x0c \x01(\x04\x12\x0e\n\x06reason\x18\r \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01"T\n\x0b\x44\x65viceModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x0e\n\x06proven\x18\x04 \x01(\x08"\x13\n\x11ListModelsRequest"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.fleet.v1.Model".\n\x0cModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04"\xe8\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x14\n\x0clineage_json\x18\x05 \x01(\t\x12\x13\n\x0breport_json\x18\x06 \x01(\t\x12)\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x1a.fleet.v1.Model.FilesEntry\x12\x11\n\twithdrawn\x18\x08 \x01(\x08\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01"8\n\x13PublishModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x62undle_path\x18\x02 \x01(\t"9\n\x10SubmitJobRequest\x12\x0c\n\x04toml\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t"\x11\n\x0fListJobsRequest"/\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.fleet.v1.Job"\x19\n\nJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t"\xe4\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x18\n\x10rounds_committed\x18\x04 \x01(\r\x12\x14\n\x0crounds_total\x18\x05 \x01(\r\x12\x10\n\x08strategy\x18\x06 \x01(\t\x12\x0e\n\x06secure\x18\x07 \x01(\x08\x12\x12\n\ncreated_at\x18\x08 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\t \x01(\x01\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x0c\n\x04toml\x18\x0b \x01(\t\x12\r\n\x05model\x18\x0c \x01(\t\x12\x0f\n\x07release\x18\r \x01(\x04"U\n\x08JobEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65tail_json\x18\x05 \x01(\t";\n\x0cRoundRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r"5\n\x12ListRoundsResponse\x12\x1f\n\x06rounds\x18\x01 \x03(\x0b\x32\x0f.fleet.v1.Round"\xf6\x02\n\x05Round\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x12\n\nstarted_at\x18\x05 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x06 \x01(\x01\x12\x14\n\x0ctotal_weight\x18\x07 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x08 \x01(\t\x12-\n\x07metrics\x18\t \x03(\x0b\x32\x1c.fleet.v1.Round.MetricsEntry\x12&\n\x07\x64\x65vices\x18\n \x03(\x0b\x32\x15.fleet.v1.RoundDevice\x12"\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x12.fleet.v1.JobEvent\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x12\n\nbytes_down\x18\r \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x0e \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01"\x93\x01\n\x0bRoundDevice\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x04\x12\x12\n\nbytes_down\x18\x06 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x07 \x01(\x04\x12\x0f\n\x07seconds\x18\x08 \x01(\x01"X\n\x13StartRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x11\n\tplan_toml\x18\x03 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t"\x15\n\x13ListRolloutsRequest";\n\x14ListRolloutsResponse\x12#\n\x08rollouts\x18\x01 \x03(\x0b\x32\x11.fleet.v1.Rollout"1\n\x0eRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t"\xe7\x01\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\t\x12\r\n\x05stage\x18\x05 \x01(\r\x12\x0e\n\x06stages\x18\x06 \x01(\r\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\nstarted_at\x18\x08 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\t \x01(\x01\x12(\n\x07\x64\x65vices\x18\n \x03(\x0b\x32\x17.fleet.v1.RolloutDevice\x12"\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x12.fleet.v1.JobEvent"q\n\rRolloutDevice\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x14\n\x0creceipt_json\x18\x06 \x01(\t"!\n\x10ListAuditRequest\x12\r\n\x05limit\x18\x01 \x01(\r":\n\x11ListAuditResponse\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.fleet.v1.AuditEntry"i\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65tail_json\x18\x06 \x01(\t2\x98\x0c\n\x05\x41\x64min\x12J\n\x0b\x43reateToken\x12\x1c.fleet.v1.CreateTokenRequest\x1a\x1d.fleet.v1.CreateTokenResponse\x12J\n\x0bListDevices\x12\x1c.fleet.v1.ListDevicesRequest\x1a\x1d.fleet.v1.ListDevicesResponse\x12\x36\n\tGetDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12:\n\rApproveDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12=\n\x10QuarantineDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12:\n\rReleaseDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12\x39\n\x0cRevokeDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12G\n\nListModels\x12\x1b.fleet.v1.ListModelsRequest\x1a\x1c.fleet.v1.ListModelsResponse\x12\x33\n\x08GetModel\x12\x16.fleet.v1.ModelRequest\x1a\x0f.fleet.v1.Model\x12>\n\x0cPublishModel\x12\x1d.fleet.v1.PublishModelRequest\x1a\x0f.fleet.v1.Model\x12\x36\n\tSubmitJob\x12\x1a.fleet.v1.SubmitJobRequest\x1a\r.fleet.v1.Job\x12\x41\n\x08ListJobs\x12\x19.fleet.v1.ListJobsRequest\x1a\x1a.fleet.v1.ListJobsResponse\x12-\n\x06GetJob\x12\x14.fleet.v1.JobRequest\x1a\r.fleet.v1.Job\x12\x36\n\x08WatchJob\x12\x14.fleet.v1.JobRequest\x1a\x12.fleet.v1.JobEvent0\x01\x12.\n\x07StopJob\x12\x14.fleet.v1.JobRequest\x1a\r.fleet.v1.Job\x12@\n\nListRounds\x12\x14.fleet.v1.JobRequest\x1a\x1c.fleet.v1.ListRoundsResponse\x12\x33\n\x08GetRound\x12\x16.fleet.v1.RoundRequest\x1a\x0f.fleet.v1.Round\x12@\n\x0cStartRollout\x12\x1d.fleet.v1.StartRolloutRequest\x1a\x11.fleet.v1.Rollout\x12M\n\x0cListRollouts\x12\x1d.fleet.v1.ListRolloutsRequest\x1a\x1e.fleet.v1.ListRolloutsResponse\x12\x39\n\nGetRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12=\n\x0cWatchRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout0\x01\x12;\n\x0cPauseRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12<\n\rResumeRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12:\n\x0bUndoRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12\x44\n\tListAudit\x12\x1a.fleet.v1.ListAuditRequest\x1a\x1b.fleet.v1.ListAuditResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/fleet/v1/admin.proto\x12\x08\x66leet.v1\"\xbb\x01\n\x12\x43reateTokenRequest\x12\x13\n\x0bvalid_for_s\x18\x01 \x01(\x01\x12\x38\n\x06labels\x18\x02 \x03(\x0b\x32(.fleet.v1.CreateTokenRequest.LabelsEntry\x12\x18\n\x10require_approval\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x13\x43reateTokenResponse\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\"$\n\x12ListDevicesRequest\x12\x0e\n\x06\x63ohort\x18\x01 \x01(\t\"8\n\x13ListDevicesResponse\x12!\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x10.fleet.v1.Device\"/\n\rDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xdc\x02\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.fleet.v1.Device.LabelsEntry\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x11\n\tconnected\x18\x06 \x01(\x08\x12\x13\n\x0b\x65nrolled_at\x18\x07 \x01(\x01\x12\x14\n\x0clast_seen_at\x18\x08 \x01(\x01\x12\x1e\n\x16\x63\x65rtificate_expires_at\x18\t \x01(\x01\x12\x15\n\ragent_version\x18\n \x01(\t\x12%\n\x06models\x18\x0b \x03(\x0b\x32\x15.fleet.v1.DeviceModel\x12\x0f\n\x07node_id\x18\x0c \x01(\x04\x12\x0e\n\x06reason\x18\r \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x0b\x44\x65viceModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x0e\n\x06proven\x18\x04 \x01(\x08\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.fleet.v1.Model\".\n\x0cModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\"\xe8\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x12\n\ncreated_at\x18\x04 \x01(\x01\x12\x14\n\x0clineage_json\x18\x05 \x01(\t\x12\x13\n\x0breport_json\x18\x06 \x01(\t\x12)\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x1a.fleet.v1.Model.FilesEntry\x12\x11\n\twithdrawn\x18\x08 \x01(\x08\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"8\n\x13PublishModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x62undle_path\x18\x02 \x01(\t\"9\n\x10SubmitJobRequest\x12\x0c\n\x04toml\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x11\n\x0fListJobsRequest\"/\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.fleet.v1.Job\"\x19\n\nJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xe4\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x18\n\x10rounds_committed\x18\x04 \x01(\r\x12\x14\n\x0crounds_total\x18\x05 \x01(\r\x12\x10\n\x08strategy\x18\x06 \x01(\t\x12\x0e\n\x06secure\x18\x07 \x01(\x08\x12\x12\n\ncreated_at\x18\x08 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\t \x01(\x01\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x0c\n\x04toml\x18\x0b \x01(\t\x12\r\n\x05model\x18\x0c \x01(\t\x12\x0f\n\x07release\x18\r \x01(\x04\"U\n\x08JobEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65tail_json\x18\x05 \x01(\t\";\n\x0cRoundRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"5\n\x12ListRoundsResponse\x12\x1f\n\x06rounds\x18\x01 \x03(\x0b\x32\x0f.fleet.v1.Round\"\xf6\x02\n\x05Round\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x12\n\nstarted_at\x18\x05 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\x06 \x01(\x01\x12\x14\n\x0ctotal_weight\x18\x07 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x08 \x01(\t\x12-\n\x07metrics\x18\t \x03(\x0b\x32\x1c.fleet.v1.Round.MetricsEntry\x12&\n\x07\x64\x65vices\x18\n \x03(\x0b\x32\x15.fleet.v1.RoundDevice\x12\"\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x12.fleet.v1.JobEvent\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x12\n\nbytes_down\x18\r \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x0e \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x93\x01\n\x0bRoundDevice\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x04\x12\x12\n\nbytes_down\x18\x06 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x07 \x01(\x04\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\"X\n\x13StartRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x11\n\tplan_toml\x18\x03 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x04 \x01(\t\"\x15\n\x13ListRolloutsRequest\";\n\x14ListRolloutsResponse\x12#\n\x08rollouts\x18\x01 \x03(\x0b\x32\x11.fleet.v1.Rollout\"1\n\x0eRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xe7\x01\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\t\x12\r\n\x05stage\x18\x05 \x01(\r\x12\x0e\n\x06stages\x18\x06 \x01(\r\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\nstarted_at\x18\x08 \x01(\x01\x12\x10\n\x08\x65nded_at\x18\t \x01(\x01\x12(\n\x07\x64\x65vices\x18\n \x03(\x0b\x32\x17.fleet.v1.RolloutDevice\x12\"\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x12.fleet.v1.JobEvent\"q\n\rRolloutDevice\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x14\n\x0creceipt_json\x18\x06 \x01(\t\"!\n\x10ListAuditRequest\x12\r\n\x05limit\x18\x01 \x01(\r\":\n\x11ListAuditResponse\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.fleet.v1.AuditEntry\"i\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65tail_json\x18\x06 \x01(\t2\x98\x0c\n\x05\x41\x64min\x12J\n\x0b\x43reateToken\x12\x1c.fleet.v1.CreateTokenRequest\x1a\x1d.fleet.v1.CreateTokenResponse\x12J\n\x0bListDevices\x12\x1c.fleet.v1.ListDevicesRequest\x1a\x1d.fleet.v1.ListDevicesResponse\x12\x36\n\tGetDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12:\n\rApproveDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12=\n\x10QuarantineDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12:\n\rReleaseDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12\x39\n\x0cRevokeDevice\x12\x17.fleet.v1.DeviceRequest\x1a\x10.fleet.v1.Device\x12G\n\nListModels\x12\x1b.fleet.v1.ListModelsRequest\x1a\x1c.fleet.v1.ListModelsResponse\x12\x33\n\x08GetModel\x12\x16.fleet.v1.ModelRequest\x1a\x0f.fleet.v1.Model\x12>\n\x0cPublishModel\x12\x1d.fleet.v1.PublishModelRequest\x1a\x0f.fleet.v1.Model\x12\x36\n\tSubmitJob\x12\x1a.fleet.v1.SubmitJobRequest\x1a\r.fleet.v1.Job\x12\x41\n\x08ListJobs\x12\x19.fleet.v1.ListJobsRequest\x1a\x1a.fleet.v1.ListJobsResponse\x12-\n\x06GetJob\x12\x14.fleet.v1.JobRequest\x1a\r.fleet.v1.Job\x12\x36\n\x08WatchJob\x12\x14.fleet.v1.JobRequest\x1a\x12.fleet.v1.JobEvent0\x01\x12.\n\x07StopJob\x12\x14.fleet.v1.JobRequest\x1a\r.fleet.v1.Job\x12@\n\nListRounds\x12\x14.fleet.v1.JobRequest\x1a\x1c.fleet.v1.ListRoundsResponse\x12\x33\n\x08GetRound\x12\x16.fleet.v1.RoundRequest\x1a\x0f.fleet.v1.Round\x12@\n\x0cStartRollout\x12\x1d.fleet.v1.StartRolloutRequest\x1a\x11.fleet.v1.Rollout\x12M\n\x0cListRollouts\x12\x1d.fleet.v1.ListRolloutsRequest\x1a\x1e.fleet.v1.ListRolloutsResponse\x12\x39\n\nGetRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12=\n\x0cWatchRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout0\x01\x12;\n\x0cPauseRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12<\n\rResumeRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12:\n\x0bUndoRollout\x12\x18.fleet.v1.RolloutRequest\x1a\x11.fleet.v1.Rollout\x12\x44\n\tListAudit\x12\x1a.fleet.v1.ListAuditRequest\x1a\x1b.fleet.v1.ListAuditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "protos.fleet.v1.admin_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fleet.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_CREATETOKENREQUEST_LABELSENTRY"]._loaded_options = None
-    _globals["_CREATETOKENREQUEST_LABELSENTRY"]._serialized_options = b"8\001"
-    _globals["_DEVICE_LABELSENTRY"]._loaded_options = None
-    _globals["_DEVICE_LABELSENTRY"]._serialized_options = b"8\001"
-    _globals["_MODEL_FILESENTRY"]._loaded_options = None
-    _globals["_MODEL_FILESENTRY"]._serialized_options = b"8\001"
-    _globals["_ROUND_METRICSENTRY"]._loaded_options = None
-    _globals["_ROUND_METRICSENTRY"]._serialized_options = b"8\001"
-    _globals["_CREATETOKENREQUEST"]._serialized_start = 42
-    _globals["_CREATETOKENREQUEST"]._serialized_end = 229
-    _globals["_CREATETOKENREQUEST_LABELSENTRY"]._serialized_start = 184
-    _globals["_CREATETOKENREQUEST_LABELSENTRY"]._serialized_end = 229
-    _globals["_CREATETOKENRESPONSE"]._serialized_start = 231
-    _globals["_CREATETOKENRESPONSE"]._serialized_end = 288
-    _globals["_LISTDEVICESREQUEST"]._serialized_start = 290
-    _globals["_LISTDEVICESREQUEST"]._serialized_end = 326
-    _globals["_LISTDEVICESRESPONSE"]._serialized_start = 328
-    _globals["_LISTDEVICESRESPONSE"]._serialized_end = 384
-    _globals["_DEVICEREQUEST"]._serialized_start = 386
-    _globals["_DEVICEREQUEST"]._serialized_end = 433
-    _globals["_DEVICE"]._serialized_start = 436
-    _globals["_DEVICE"]._serialized_end = 784
-    _globals["_DEVICE_LABELSENTRY"]._serialized_start = 184
-    _globals["_DEVICE_LABELSENTRY"]._serialized_end = 229
-    _globals["_DEVICEMODEL"]._serialized_start = 786
-    _globals["_DEVICEMODEL"]._serialized_end = 870
-    _globals["_LISTMODELSREQUEST"]._serialized_start = 872
-    _globals["_LISTMODELSREQUEST"]._serialized_end = 891
-    _globals["_LISTMODELSRESPONSE"]._serialized_start = 893
-    _globals["_LISTMODELSRESPONSE"]._serialized_end = 946
-    _globals["_MODELREQUEST"]._serialized_start = 948
-    _globals["_MODELREQUEST"]._serialized_end = 994
-    _globals["_MODEL"]._serialized_start = 997
-    _globals["_MODEL"]._serialized_end = 1229
-    _globals["_MODEL_FILESENTRY"]._serialized_start = 1185
-    _globals["_MODEL_FILESENTRY"]._serialized_end = 1229
-    _globals["_PUBLISHMODELREQUEST"]._serialized_start = 1231
-    _globals["_PUBLISHMODELREQUEST"]._serialized_end = 1287
-    _globals["_SUBMITJOBREQUEST"]._serialized_start = 1289
-    _globals["_SUBMITJOBREQUEST"]._serialized_end = 1346
-    _globals["_LISTJOBSREQUEST"]._serialized_start = 1348
-    _globals["_LISTJOBSREQUEST"]._serialized_end = 1365
-    _globals["_LISTJOBSRESPONSE"]._serialized_start = 1367
-    _globals["_LISTJOBSRESPONSE"]._serialized_end = 1414
-    _globals["_JOBREQUEST"]._serialized_start = 1416
-    _globals["_JOBREQUEST"]._serialized_end = 1441
-    _globals["_JOB"]._serialized_start = 1444
-    _globals["_JOB"]._serialized_end = 1672
-    _globals["_JOBEVENT"]._serialized_start = 1674
-    _globals["_JOBEVENT"]._serialized_end = 1759
-    _globals["_ROUNDREQUEST"]._serialized_start = 1761
-    _globals["_ROUNDREQUEST"]._serialized_end = 1820
-    _globals["_LISTROUNDSRESPONSE"]._serialized_start = 1822
-    _globals["_LISTROUNDSRESPONSE"]._serialized_end = 1875
-    _globals["_ROUND"]._serialized_start = 1878
-    _globals["_ROUND"]._serialized_end = 2252
-    _globals["_ROUND_METRICSENTRY"]._serialized_start = 2206
-    _globals["_ROUND_METRICSENTRY"]._serialized_end = 2252
-    _globals["_ROUNDDEVICE"]._serialized_start = 2255
-    _globals["_ROUNDDEVICE"]._serialized_end = 2402
-    _globals["_STARTROLLOUTREQUEST"]._serialized_start = 2404
-    _globals["_STARTROLLOUTREQUEST"]._serialized_end = 2492
-    _globals["_LISTROLLOUTSREQUEST"]._serialized_start = 2494
-    _globals["_LISTROLLOUTSREQUEST"]._serialized_end = 2515
-    _globals["_LISTROLLOUTSRESPONSE"]._serialized_start = 2517
-    _globals["_LISTROLLOUTSRESPONSE"]._serialized_end = 2576
-    _globals["_ROLLOUTREQUEST"]._serialized_start = 2578
-    _globals["_ROLLOUTREQUEST"]._serialized_end = 2627
-    _globals["_ROLLOUT"]._serialized_start = 2630
-    _globals["_ROLLOUT"]._serialized_end = 2861
-    _globals["_ROLLOUTDEVICE"]._serialized_start = 2863
-    _globals["_ROLLOUTDEVICE"]._serialized_end = 2976
-    _globals["_LISTAUDITREQUEST"]._serialized_start = 2978
-    _globals["_LISTAUDITREQUEST"]._serialized_end = 3011
-    _globals["_LISTAUDITRESPONSE"]._serialized_start = 3013
-    _globals["_LISTAUDITRESPONSE"]._serialized_end = 3071
-    _globals["_AUDITENTRY"]._serialized_start = 3073
-    _globals["_AUDITENTRY"]._serialized_end = 3178
-    _globals["_ADMIN"]._serialized_start = 3181
-    _globals["_ADMIN"]._serialized_end = 4741
+  DESCRIPTOR._loaded_options = None
+  _globals['_CREATETOKENREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_CREATETOKENREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_DEVICE_LABELSENTRY']._loaded_options = None
+  _globals['_DEVICE_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_MODEL_FILESENTRY']._loaded_options = None
+  _globals['_MODEL_FILESENTRY']._serialized_options = b'8\001'
+  _globals['_ROUND_METRICSENTRY']._loaded_options = None
+  _globals['_ROUND_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATETOKENREQUEST']._serialized_start=42
+  _globals['_CREATETOKENREQUEST']._serialized_end=229
+  _globals['_CREATETOKENREQUEST_LABELSENTRY']._serialized_start=184
+  _globals['_CREATETOKENREQUEST_LABELSENTRY']._serialized_end=229
+  _globals['_CREATETOKENRESPONSE']._serialized_start=231
+  _globals['_CREATETOKENRESPONSE']._serialized_end=288
+  _globals['_LISTDEVICESREQUEST']._serialized_start=290
+  _globals['_LISTDEVICESREQUEST']._serialized_end=326
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=328
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=384
+  _globals['_DEVICEREQUEST']._serialized_start=386
+  _globals['_DEVICEREQUEST']._serialized_end=433
+  _globals['_DEVICE']._serialized_start=436
+  _globals['_DEVICE']._serialized_end=784
+  _globals['_DEVICE_LABELSENTRY']._serialized_start=184
+  _globals['_DEVICE_LABELSENTRY']._serialized_end=229
+  _globals['_DEVICEMODEL']._serialized_start=786
+  _globals['_DEVICEMODEL']._serialized_end=870
+  _globals['_LISTMODELSREQUEST']._serialized_start=872
+  _globals['_LISTMODELSREQUEST']._serialized_end=891
+  _globals['_LISTMODELSRESPONSE']._serialized_start=893
+  _globals['_LISTMODELSRESPONSE']._serialized_end=946
+  _globals['_MODELREQUEST']._serialized_start=948
+  _globals['_MODELREQUEST']._serialized_end=994
+  _globals['_MODEL']._serialized_start=997
+  _globals['_MODEL']._serialized_end=1229
+  _globals['_MODEL_FILESENTRY']._serialized_start=1185
+  _globals['_MODEL_FILESENTRY']._serialized_end=1229
+  _globals['_PUBLISHMODELREQUEST']._serialized_start=1231
+  _globals['_PUBLISHMODELREQUEST']._serialized_end=1287
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1289
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1346
+  _globals['_LISTJOBSREQUEST']._serialized_start=1348
+  _globals['_LISTJOBSREQUEST']._serialized_end=1365
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1367
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1414
+  _globals['_JOBREQUEST']._serialized_start=1416
+  _globals['_JOBREQUEST']._serialized_end=1441
+  _globals['_JOB']._serialized_start=1444
+  _globals['_JOB']._serialized_end=1672
+  _globals['_JOBEVENT']._serialized_start=1674
+  _globals['_JOBEVENT']._serialized_end=1759
+  _globals['_ROUNDREQUEST']._serialized_start=1761
+  _globals['_ROUNDREQUEST']._serialized_end=1820
+  _globals['_LISTROUNDSRESPONSE']._serialized_start=1822
+  _globals['_LISTROUNDSRESPONSE']._serialized_end=1875
+  _globals['_ROUND']._serialized_start=1878
+  _globals['_ROUND']._serialized_end=2252
+  _globals['_ROUND_METRICSENTRY']._serialized_start=2206
+  _globals['_ROUND_METRICSENTRY']._serialized_end=2252
+  _globals['_ROUNDDEVICE']._serialized_start=2255
+  _globals['_ROUNDDEVICE']._serialized_end=2402
+  _globals['_STARTROLLOUTREQUEST']._serialized_start=2404
+  _globals['_STARTROLLOUTREQUEST']._serialized_end=2492
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2494
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2515
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2517
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2576
+  _globals['_ROLLOUTREQUEST']._serialized_start=2578
+  _globals['_ROLLOUTREQUEST']._serialized_end=2627
+  _globals['_ROLLOUT']._serialized_start=2630
+  _globals['_ROLLOUT']._serialized_end=2861
+  _globals['_ROLLOUTDEVICE']._serialized_start=2863
+  _globals['_ROLLOUTDEVICE']._serialized_end=2976
+  _globals['_LISTAUDITREQUEST']._serialized_start=2978
+  _globals['_LISTAUDITREQUEST']._serialized_end=3011
+  _globals['_LISTAUDITRESPONSE']._serialized_start=3013
+  _globals['_LISTAUDITRESPONSE']._serialized_end=3071
+  _globals['_AUDITENTRY']._serialized_start=3073
+  _globals['_AUDITENTRY']._serialized_end=3178
+  _globals['_ADMIN']._serialized_start=3181
+  _globals['_ADMIN']._serialized_end=4741
 # @@protoc_insertion_point(module_scope)

@@ -15,7 +15,6 @@ class CreateTokenRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     VALID_FOR_S_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REQUIRE_APPROVAL_FIELD_NUMBER: _ClassVar[int]
@@ -24,13 +23,7 @@ class CreateTokenRequest(_message.Message):
     labels: _containers.ScalarMap[str, str]
     require_approval: bool
     count: int
-    def __init__(
-        self,
-        valid_for_s: _Optional[float] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        require_approval: _Optional[bool] = ...,
-        count: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, valid_for_s: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ..., require_approval: _Optional[bool] = ..., count: _Optional[int] = ...) -> None: ...
 
 class CreateTokenResponse(_message.Message):
     __slots__ = ("tokens", "expires_at")
@@ -38,9 +31,7 @@ class CreateTokenResponse(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[str]
     expires_at: float
-    def __init__(
-        self, tokens: _Optional[_Iterable[str]] = ..., expires_at: _Optional[float] = ...
-    ) -> None: ...
+    def __init__(self, tokens: _Optional[_Iterable[str]] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
     __slots__ = ("cohort",)
@@ -63,21 +54,7 @@ class DeviceRequest(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = (
-        "id",
-        "name",
-        "state",
-        "labels",
-        "profile",
-        "connected",
-        "enrolled_at",
-        "last_seen_at",
-        "certificate_expires_at",
-        "agent_version",
-        "models",
-        "node_id",
-        "reason",
-    )
+    __slots__ = ("id", "name", "state", "labels", "profile", "connected", "enrolled_at", "last_seen_at", "certificate_expires_at", "agent_version", "models", "node_id", "reason")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -85,7 +62,6 @@ class Device(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -112,22 +88,7 @@ class Device(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[DeviceModel]
     node_id: int
     reason: str
-    def __init__(
-        self,
-        id: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        state: _Optional[str] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        profile: _Optional[str] = ...,
-        connected: _Optional[bool] = ...,
-        enrolled_at: _Optional[float] = ...,
-        last_seen_at: _Optional[float] = ...,
-        certificate_expires_at: _Optional[float] = ...,
-        agent_version: _Optional[str] = ...,
-        models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ...,
-        node_id: _Optional[int] = ...,
-        reason: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., enrolled_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., certificate_expires_at: _Optional[float] = ..., agent_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ..., node_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DeviceModel(_message.Message):
     __slots__ = ("model", "release", "bundle_digest", "proven")
@@ -139,13 +100,7 @@ class DeviceModel(_message.Message):
     release: int
     bundle_digest: str
     proven: bool
-    def __init__(
-        self,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        bundle_digest: _Optional[str] = ...,
-        proven: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., bundle_digest: _Optional[str] = ..., proven: _Optional[bool] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -166,16 +121,7 @@ class ModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = (
-        "name",
-        "release",
-        "bundle_digest",
-        "created_at",
-        "lineage_json",
-        "report_json",
-        "files",
-        "withdrawn",
-    )
+    __slots__ = ("name", "release", "bundle_digest", "created_at", "lineage_json", "report_json", "files", "withdrawn")
     class FilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -183,7 +129,6 @@ class Model(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -200,17 +145,7 @@ class Model(_message.Message):
     report_json: str
     files: _containers.ScalarMap[str, int]
     withdrawn: bool
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        bundle_digest: _Optional[str] = ...,
-        created_at: _Optional[float] = ...,
-        lineage_json: _Optional[str] = ...,
-        report_json: _Optional[str] = ...,
-        files: _Optional[_Mapping[str, int]] = ...,
-        withdrawn: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., release: _Optional[int] = ..., bundle_digest: _Optional[str] = ..., created_at: _Optional[float] = ..., lineage_json: _Optional[str] = ..., report_json: _Optional[str] = ..., files: _Optional[_Mapping[str, int]] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
 
 class PublishModelRequest(_message.Message):
     __slots__ = ("name", "bundle_path")
@@ -245,21 +180,7 @@ class JobRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = (
-        "id",
-        "name",
-        "state",
-        "rounds_committed",
-        "rounds_total",
-        "strategy",
-        "secure",
-        "created_at",
-        "ended_at",
-        "reason",
-        "toml",
-        "model",
-        "release",
-    )
+    __slots__ = ("id", "name", "state", "rounds_committed", "rounds_total", "strategy", "secure", "created_at", "ended_at", "reason", "toml", "model", "release")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -286,22 +207,7 @@ class Job(_message.Message):
     toml: str
     model: str
     release: int
-    def __init__(
-        self,
-        id: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        state: _Optional[str] = ...,
-        rounds_committed: _Optional[int] = ...,
-        rounds_total: _Optional[int] = ...,
-        strategy: _Optional[str] = ...,
-        secure: _Optional[bool] = ...,
-        created_at: _Optional[float] = ...,
-        ended_at: _Optional[float] = ...,
-        reason: _Optional[str] = ...,
-        toml: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., rounds_committed: _Optional[int] = ..., rounds_total: _Optional[int] = ..., strategy: _Optional[str] = ..., secure: _Optional[bool] = ..., created_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., reason: _Optional[str] = ..., toml: _Optional[str] = ..., model: _Optional[str] = ..., release: _Optional[int] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("at", "job", "round", "kind", "detail_json")
@@ -315,14 +221,7 @@ class JobEvent(_message.Message):
     round: int
     kind: str
     detail_json: str
-    def __init__(
-        self,
-        at: _Optional[float] = ...,
-        job: _Optional[str] = ...,
-        round: _Optional[int] = ...,
-        kind: _Optional[str] = ...,
-        detail_json: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, at: _Optional[float] = ..., job: _Optional[str] = ..., round: _Optional[int] = ..., kind: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
 
 class RoundRequest(_message.Message):
     __slots__ = ("job", "round", "attempt")
@@ -332,9 +231,7 @@ class RoundRequest(_message.Message):
     job: str
     round: int
     attempt: int
-    def __init__(
-        self, job: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, job: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class ListRoundsResponse(_message.Message):
     __slots__ = ("rounds",)
@@ -343,22 +240,7 @@ class ListRoundsResponse(_message.Message):
     def __init__(self, rounds: _Optional[_Iterable[_Union[Round, _Mapping]]] = ...) -> None: ...
 
 class Round(_message.Message):
-    __slots__ = (
-        "job",
-        "round",
-        "attempt",
-        "state",
-        "started_at",
-        "ended_at",
-        "total_weight",
-        "model_digest",
-        "metrics",
-        "devices",
-        "events",
-        "reason",
-        "bytes_down",
-        "bytes_up",
-    )
+    __slots__ = ("job", "round", "attempt", "state", "started_at", "ended_at", "total_weight", "model_digest", "metrics", "devices", "events", "reason", "bytes_down", "bytes_up")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -366,7 +248,6 @@ class Round(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-
     JOB_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -395,23 +276,7 @@ class Round(_message.Message):
     reason: str
     bytes_down: int
     bytes_up: int
-    def __init__(
-        self,
-        job: _Optional[str] = ...,
-        round: _Optional[int] = ...,
-        attempt: _Optional[int] = ...,
-        state: _Optional[str] = ...,
-        started_at: _Optional[float] = ...,
-        ended_at: _Optional[float] = ...,
-        total_weight: _Optional[int] = ...,
-        model_digest: _Optional[str] = ...,
-        metrics: _Optional[_Mapping[str, float]] = ...,
-        devices: _Optional[_Iterable[_Union[RoundDevice, _Mapping]]] = ...,
-        events: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ...,
-        reason: _Optional[str] = ...,
-        bytes_down: _Optional[int] = ...,
-        bytes_up: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, job: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., state: _Optional[str] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., total_weight: _Optional[int] = ..., model_digest: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., devices: _Optional[_Iterable[_Union[RoundDevice, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ..., reason: _Optional[str] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ...) -> None: ...
 
 class RoundDevice(_message.Message):
     __slots__ = ("device", "name", "outcome", "reason", "weight", "bytes_down", "bytes_up", "seconds")
@@ -431,17 +296,7 @@ class RoundDevice(_message.Message):
     bytes_down: int
     bytes_up: int
     seconds: float
-    def __init__(
-        self,
-        device: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        outcome: _Optional[str] = ...,
-        reason: _Optional[str] = ...,
-        weight: _Optional[int] = ...,
-        bytes_down: _Optional[int] = ...,
-        bytes_up: _Optional[int] = ...,
-        seconds: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., weight: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
     __slots__ = ("model", "release", "plan_toml", "cohort")
@@ -453,13 +308,7 @@ class StartRolloutRequest(_message.Message):
     release: int
     plan_toml: str
     cohort: str
-    def __init__(
-        self,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        plan_toml: _Optional[str] = ...,
-        cohort: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., plan_toml: _Optional[str] = ..., cohort: _Optional[str] = ...) -> None: ...
 
 class ListRolloutsRequest(_message.Message):
     __slots__ = ()
@@ -480,19 +329,7 @@ class RolloutRequest(_message.Message):
     def __init__(self, rollout: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = (
-        "id",
-        "model",
-        "release",
-        "state",
-        "stage",
-        "stages",
-        "reason",
-        "started_at",
-        "ended_at",
-        "devices",
-        "events",
-    )
+    __slots__ = ("id", "model", "release", "state", "stage", "stages", "reason", "started_at", "ended_at", "devices", "events")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
@@ -515,20 +352,7 @@ class Rollout(_message.Message):
     ended_at: float
     devices: _containers.RepeatedCompositeFieldContainer[RolloutDevice]
     events: _containers.RepeatedCompositeFieldContainer[JobEvent]
-    def __init__(
-        self,
-        id: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        state: _Optional[str] = ...,
-        stage: _Optional[int] = ...,
-        stages: _Optional[int] = ...,
-        reason: _Optional[str] = ...,
-        started_at: _Optional[float] = ...,
-        ended_at: _Optional[float] = ...,
-        devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ...,
-        events: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., release: _Optional[int] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., reason: _Optional[str] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., devices: _Optional[_Iterable[_Union[RolloutDevice, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ...) -> None: ...
 
 class RolloutDevice(_message.Message):
     __slots__ = ("device", "name", "stage", "state", "reason", "receipt_json")
@@ -544,15 +368,7 @@ class RolloutDevice(_message.Message):
     state: str
     reason: str
     receipt_json: str
-    def __init__(
-        self,
-        device: _Optional[str] = ...,
-        name: _Optional[str] = ...,
-        stage: _Optional[int] = ...,
-        state: _Optional[str] = ...,
-        reason: _Optional[str] = ...,
-        receipt_json: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., stage: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., receipt_json: _Optional[str] = ...) -> None: ...
 
 class ListAuditRequest(_message.Message):
     __slots__ = ("limit",)
@@ -580,12 +396,4 @@ class AuditEntry(_message.Message):
     action: str
     subject: str
     detail_json: str
-    def __init__(
-        self,
-        id: _Optional[int] = ...,
-        at: _Optional[float] = ...,
-        actor: _Optional[str] = ...,
-        action: _Optional[str] = ...,
-        subject: _Optional[str] = ...,
-        detail_json: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., at: _Optional[float] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...

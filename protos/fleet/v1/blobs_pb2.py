@@ -4,44 +4,47 @@
 # source: protos/fleet/v1/blobs.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "protos/fleet/v1/blobs.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'protos/fleet/v1/blobs.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1bprotos/fleet/v1/blobs.proto\x12\x08\x66leet.v1"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t".\n\x0cStatResponse\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x0c\n\x04size\x18\x02 \x01(\x04"R\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12"\n\x06\x61\x63\x63\x65pt\x18\x03 \x03(\x0e\x32\x12.fleet.v1.Encoding"T\n\nFetchChunk\x12\x12\n\ntotal_size\x18\x01 \x01(\x04\x12$\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x12.fleet.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c"}\n\x08PutChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07task_id\x18\x04 \x01(\t\x12$\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x12.fleet.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c"\x1b\n\x0bPutResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04*"\n\x08\x45ncoding\x12\x0c\n\x08IDENTITY\x10\x00\x12\x08\n\x04ZSTD\x10\x01\x32\xab\x01\n\x05\x42lobs\x12\x35\n\x04Stat\x12\x15.fleet.v1.StatRequest\x1a\x16.fleet.v1.StatResponse\x12\x37\n\x05\x46\x65tch\x12\x16.fleet.v1.FetchRequest\x1a\x14.fleet.v1.FetchChunk0\x01\x12\x32\n\x03Put\x12\x12.fleet.v1.PutChunk\x1a\x15.fleet.v1.PutResponse(\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/fleet/v1/blobs.proto\x12\x08\x66leet.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\".\n\x0cStatResponse\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x0c\n\x04size\x18\x02 \x01(\x04\"R\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\"\n\x06\x61\x63\x63\x65pt\x18\x03 \x03(\x0e\x32\x12.fleet.v1.Encoding\"T\n\nFetchChunk\x12\x12\n\ntotal_size\x18\x01 \x01(\x04\x12$\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x12.fleet.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"}\n\x08PutChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07task_id\x18\x04 \x01(\t\x12$\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x12.fleet.v1.Encoding\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"\x1b\n\x0bPutResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04*\"\n\x08\x45ncoding\x12\x0c\n\x08IDENTITY\x10\x00\x12\x08\n\x04ZSTD\x10\x01\x32\xab\x01\n\x05\x42lobs\x12\x35\n\x04Stat\x12\x15.fleet.v1.StatRequest\x1a\x16.fleet.v1.StatResponse\x12\x37\n\x05\x46\x65tch\x12\x16.fleet.v1.FetchRequest\x1a\x14.fleet.v1.FetchChunk0\x01\x12\x32\n\x03Put\x12\x12.fleet.v1.PutChunk\x1a\x15.fleet.v1.PutResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "protos.fleet.v1.blobs_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fleet.v1.blobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_ENCODING"]._serialized_start = 446
-    _globals["_ENCODING"]._serialized_end = 480
-    _globals["_STATREQUEST"]._serialized_start = 41
-    _globals["_STATREQUEST"]._serialized_end = 70
-    _globals["_STATRESPONSE"]._serialized_start = 72
-    _globals["_STATRESPONSE"]._serialized_end = 118
-    _globals["_FETCHREQUEST"]._serialized_start = 120
-    _globals["_FETCHREQUEST"]._serialized_end = 202
-    _globals["_FETCHCHUNK"]._serialized_start = 204
-    _globals["_FETCHCHUNK"]._serialized_end = 288
-    _globals["_PUTCHUNK"]._serialized_start = 290
-    _globals["_PUTCHUNK"]._serialized_end = 415
-    _globals["_PUTRESPONSE"]._serialized_start = 417
-    _globals["_PUTRESPONSE"]._serialized_end = 444
-    _globals["_BLOBS"]._serialized_start = 483
-    _globals["_BLOBS"]._serialized_end = 654
+  DESCRIPTOR._loaded_options = None
+  _globals['_ENCODING']._serialized_start=446
+  _globals['_ENCODING']._serialized_end=480
+  _globals['_STATREQUEST']._serialized_start=41
+  _globals['_STATREQUEST']._serialized_end=70
+  _globals['_STATRESPONSE']._serialized_start=72
+  _globals['_STATRESPONSE']._serialized_end=118
+  _globals['_FETCHREQUEST']._serialized_start=120
+  _globals['_FETCHREQUEST']._serialized_end=202
+  _globals['_FETCHCHUNK']._serialized_start=204
+  _globals['_FETCHCHUNK']._serialized_end=288
+  _globals['_PUTCHUNK']._serialized_start=290
+  _globals['_PUTCHUNK']._serialized_end=415
+  _globals['_PUTRESPONSE']._serialized_start=417
+  _globals['_PUTRESPONSE']._serialized_end=444
+  _globals['_BLOBS']._serialized_start=483
+  _globals['_BLOBS']._serialized_end=654
 # @@protoc_insertion_point(module_scope)

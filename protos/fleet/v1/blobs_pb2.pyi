@@ -11,7 +11,6 @@ class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     IDENTITY: _ClassVar[Encoding]
     ZSTD: _ClassVar[Encoding]
-
 IDENTITY: Encoding
 ZSTD: Encoding
 
@@ -37,12 +36,7 @@ class FetchRequest(_message.Message):
     digest: str
     offset: int
     accept: _containers.RepeatedScalarFieldContainer[Encoding]
-    def __init__(
-        self,
-        digest: _Optional[str] = ...,
-        offset: _Optional[int] = ...,
-        accept: _Optional[_Iterable[_Union[Encoding, str]]] = ...,
-    ) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., offset: _Optional[int] = ..., accept: _Optional[_Iterable[_Union[Encoding, str]]] = ...) -> None: ...
 
 class FetchChunk(_message.Message):
     __slots__ = ("total_size", "encoding", "data")
@@ -52,12 +46,7 @@ class FetchChunk(_message.Message):
     total_size: int
     encoding: Encoding
     data: bytes
-    def __init__(
-        self,
-        total_size: _Optional[int] = ...,
-        encoding: _Optional[_Union[Encoding, str]] = ...,
-        data: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, total_size: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PutChunk(_message.Message):
     __slots__ = ("digest", "size", "offset", "task_id", "encoding", "data")
@@ -73,15 +62,7 @@ class PutChunk(_message.Message):
     task_id: str
     encoding: Encoding
     data: bytes
-    def __init__(
-        self,
-        digest: _Optional[str] = ...,
-        size: _Optional[int] = ...,
-        offset: _Optional[int] = ...,
-        task_id: _Optional[str] = ...,
-        encoding: _Optional[_Union[Encoding, str]] = ...,
-        data: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., task_id: _Optional[str] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("size",)

@@ -4,48 +4,51 @@
 # source: protos/fleet/v1/enrolment.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "protos/fleet/v1/enrolment.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'protos/fleet/v1/enrolment.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1fprotos/fleet/v1/enrolment.proto\x12\x08\x66leet.v1"\x15\n\x13GetAuthorityRequest"2\n\x14GetAuthorityResponse\x12\x1a\n\x12\x63\x61_certificate_der\x18\x01 \x01(\x0c"\xb5\x01\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x32\n\x06labels\x18\x04 \x03(\x0b\x32".fleet.v1.EnrolRequest.LabelsEntry\x12\x14\n\x0cprofile_json\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01"\xd9\x01\n\rEnrolResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.fleet.v1.EnrolResponse.State\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_der\x18\x03 \x01(\x0c\x12\x15\n\rfleet_address\x18\x04 \x01(\t\x12\x15\n\rtuf_root_json\x18\x05 \x01(\x0c"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06ISSUED\x10\x01\x12\x14\n\x10PENDING_APPROVAL\x10\x02"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c"(\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_der\x18\x01 \x01(\x0c\x32\xce\x01\n\tEnrolment\x12M\n\x0cGetAuthority\x12\x1d.fleet.v1.GetAuthorityRequest\x1a\x1e.fleet.v1.GetAuthorityResponse\x12\x38\n\x05\x45nrol\x12\x16.fleet.v1.EnrolRequest\x1a\x17.fleet.v1.EnrolResponse\x12\x38\n\x05Renew\x12\x16.fleet.v1.RenewRequest\x1a\x17.fleet.v1.RenewResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/fleet/v1/enrolment.proto\x12\x08\x66leet.v1\"\x15\n\x13GetAuthorityRequest\"2\n\x14GetAuthorityResponse\x12\x1a\n\x12\x63\x61_certificate_der\x18\x01 \x01(\x0c\"\xb5\x01\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x32\n\x06labels\x18\x04 \x03(\x0b\x32\".fleet.v1.EnrolRequest.LabelsEntry\x12\x14\n\x0cprofile_json\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd9\x01\n\rEnrolResponse\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.fleet.v1.EnrolResponse.State\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_der\x18\x03 \x01(\x0c\x12\x15\n\rfleet_address\x18\x04 \x01(\t\x12\x15\n\rtuf_root_json\x18\x05 \x01(\x0c\"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06ISSUED\x10\x01\x12\x14\n\x10PENDING_APPROVAL\x10\x02\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"(\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_der\x18\x01 \x01(\x0c\x32\xce\x01\n\tEnrolment\x12M\n\x0cGetAuthority\x12\x1d.fleet.v1.GetAuthorityRequest\x1a\x1e.fleet.v1.GetAuthorityResponse\x12\x38\n\x05\x45nrol\x12\x16.fleet.v1.EnrolRequest\x1a\x17.fleet.v1.EnrolResponse\x12\x38\n\x05Renew\x12\x16.fleet.v1.RenewRequest\x1a\x17.fleet.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "protos.fleet.v1.enrolment_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fleet.v1.enrolment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_ENROLREQUEST_LABELSENTRY"]._loaded_options = None
-    _globals["_ENROLREQUEST_LABELSENTRY"]._serialized_options = b"8\001"
-    _globals["_GETAUTHORITYREQUEST"]._serialized_start = 45
-    _globals["_GETAUTHORITYREQUEST"]._serialized_end = 66
-    _globals["_GETAUTHORITYRESPONSE"]._serialized_start = 68
-    _globals["_GETAUTHORITYRESPONSE"]._serialized_end = 118
-    _globals["_ENROLREQUEST"]._serialized_start = 121
-    _globals["_ENROLREQUEST"]._serialized_end = 302
-    _globals["_ENROLREQUEST_LABELSENTRY"]._serialized_start = 257
-    _globals["_ENROLREQUEST_LABELSENTRY"]._serialized_end = 302
-    _globals["_ENROLRESPONSE"]._serialized_start = 305
-    _globals["_ENROLRESPONSE"]._serialized_end = 522
-    _globals["_ENROLRESPONSE_STATE"]._serialized_start = 458
-    _globals["_ENROLRESPONSE_STATE"]._serialized_end = 522
-    _globals["_RENEWREQUEST"]._serialized_start = 524
-    _globals["_RENEWREQUEST"]._serialized_end = 555
-    _globals["_RENEWRESPONSE"]._serialized_start = 557
-    _globals["_RENEWRESPONSE"]._serialized_end = 597
-    _globals["_ENROLMENT"]._serialized_start = 600
-    _globals["_ENROLMENT"]._serialized_end = 806
+  DESCRIPTOR._loaded_options = None
+  _globals['_ENROLREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_GETAUTHORITYREQUEST']._serialized_start=45
+  _globals['_GETAUTHORITYREQUEST']._serialized_end=66
+  _globals['_GETAUTHORITYRESPONSE']._serialized_start=68
+  _globals['_GETAUTHORITYRESPONSE']._serialized_end=118
+  _globals['_ENROLREQUEST']._serialized_start=121
+  _globals['_ENROLREQUEST']._serialized_end=302
+  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_start=257
+  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_end=302
+  _globals['_ENROLRESPONSE']._serialized_start=305
+  _globals['_ENROLRESPONSE']._serialized_end=522
+  _globals['_ENROLRESPONSE_STATE']._serialized_start=458
+  _globals['_ENROLRESPONSE_STATE']._serialized_end=522
+  _globals['_RENEWREQUEST']._serialized_start=524
+  _globals['_RENEWREQUEST']._serialized_end=555
+  _globals['_RENEWRESPONSE']._serialized_start=557
+  _globals['_RENEWRESPONSE']._serialized_end=597
+  _globals['_ENROLMENT']._serialized_start=600
+  _globals['_ENROLMENT']._serialized_end=806
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,6 @@ class EnrolRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     CSR_DER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -37,14 +36,7 @@ class EnrolRequest(_message.Message):
     name: str
     labels: _containers.ScalarMap[str, str]
     profile_json: str
-    def __init__(
-        self,
-        token: _Optional[str] = ...,
-        csr_der: _Optional[bytes] = ...,
-        name: _Optional[str] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        profile_json: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, token: _Optional[str] = ..., csr_der: _Optional[bytes] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., profile_json: _Optional[str] = ...) -> None: ...
 
 class EnrolResponse(_message.Message):
     __slots__ = ("state", "device_id", "certificate_der", "fleet_address", "tuf_root_json")
@@ -53,7 +45,6 @@ class EnrolResponse(_message.Message):
         STATE_UNSPECIFIED: _ClassVar[EnrolResponse.State]
         ISSUED: _ClassVar[EnrolResponse.State]
         PENDING_APPROVAL: _ClassVar[EnrolResponse.State]
-
     STATE_UNSPECIFIED: EnrolResponse.State
     ISSUED: EnrolResponse.State
     PENDING_APPROVAL: EnrolResponse.State
@@ -67,14 +58,7 @@ class EnrolResponse(_message.Message):
     certificate_der: bytes
     fleet_address: str
     tuf_root_json: bytes
-    def __init__(
-        self,
-        state: _Optional[_Union[EnrolResponse.State, str]] = ...,
-        device_id: _Optional[str] = ...,
-        certificate_der: _Optional[bytes] = ...,
-        fleet_address: _Optional[str] = ...,
-        tuf_root_json: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, state: _Optional[_Union[EnrolResponse.State, str]] = ..., device_id: _Optional[str] = ..., certificate_der: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., tuf_root_json: _Optional[bytes] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("csr_der",)

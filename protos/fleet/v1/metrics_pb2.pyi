@@ -14,12 +14,7 @@ class Batch(_message.Message):
     sequence: int
     created_at: float
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
-    def __init__(
-        self,
-        sequence: _Optional[int] = ...,
-        created_at: _Optional[float] = ...,
-        samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., created_at: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
 
 class Sample(_message.Message):
     __slots__ = ("name", "labels", "number", "histogram")
@@ -30,7 +25,6 @@ class Sample(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     NAME_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -39,13 +33,7 @@ class Sample(_message.Message):
     labels: _containers.ScalarMap[str, str]
     number: float
     histogram: Histogram
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        number: _Optional[float] = ...,
-        histogram: _Optional[_Union[Histogram, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., number: _Optional[float] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
 
 class Histogram(_message.Message):
     __slots__ = ("bounds", "counts", "sum")
@@ -55,12 +43,7 @@ class Histogram(_message.Message):
     bounds: _containers.RepeatedScalarFieldContainer[float]
     counts: _containers.RepeatedScalarFieldContainer[int]
     sum: float
-    def __init__(
-        self,
-        bounds: _Optional[_Iterable[float]] = ...,
-        counts: _Optional[_Iterable[int]] = ...,
-        sum: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ...) -> None: ...
 
 class ReportAck(_message.Message):
     __slots__ = ("acknowledged",)

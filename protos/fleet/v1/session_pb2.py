@@ -4,74 +4,77 @@
 # source: protos/fleet/v1/session.proto
 # Protobuf Python Version: 6.33.5
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 33, 5, "", "protos/fleet/v1/session.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    33,
+    5,
+    '',
+    'protos/fleet/v1/session.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1dprotos/fleet/v1/session.proto\x12\x08\x66leet.v1"5\n\x04Part\x12\x10\n\x06inline\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06\x64igest\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ontent"\xf8\x01\n\nAgentEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12 \n\x05hello\x18\x02 \x01(\x0b\x32\x0f.fleet.v1.HelloH\x00\x12(\n\theartbeat\x18\x03 \x01(\x0b\x32\x13.fleet.v1.HeartbeatH\x00\x12#\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x14.fleet.v1.CommandAckH\x00\x12+\n\x0btask_result\x18\x05 \x01(\x0b\x32\x14.fleet.v1.TaskResultH\x00\x12\x31\n\x0einstall_report\x18\x06 \x01(\x0b\x32\x17.fleet.v1.InstallReportH\x00\x42\x07\n\x05\x65vent"\xcb\x01\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x14\n\x0cprofile_json\x18\x02 \x01(\t\x12+\n\x06labels\x18\x03 \x03(\x0b\x32\x1b.fleet.v1.Hello.LabelsEntry\x12"\n\x07serving\x18\x04 \x03(\x0b\x32\x11.fleet.v1.Serving\x12\x15\n\rrunning_tasks\x18\x05 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01"P\n\x07Serving\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x0e\n\x06proven\x18\x04 \x01(\x08"/\n\tHeartbeat\x12"\n\x07serving\x18\x01 \x03(\x0b\x32\x11.fleet.v1.Serving" \n\nCommandAck\x12\x12\n\ncommand_id\x18\x01 \x01(\t"f\n\nTaskResult\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x1d\n\x05parts\x18\x02 \x03(\x0b\x32\x0e.fleet.v1.Part\x12\x12\n\nerror_code\x18\x03 \x01(\x05\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t"`\n\rInstallReport\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x12\n\nrollout_id\x18\x02 \x01(\t\x12\x14\n\x0creceipt_json\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c"\xaa\x02\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12$\n\x07welcome\x18\x02 \x01(\x0b\x32\x11.fleet.v1.WelcomeH\x00\x12%\n\x08run_task\x18\x03 \x01(\x0b\x32\x11.fleet.v1.RunTaskH\x00\x12+\n\x0b\x63\x61ncel_task\x18\x04 \x01(\x0b\x32\x14.fleet.v1.CancelTaskH\x00\x12$\n\x07install\x18\x05 \x01(\x0b\x32\x11.fleet.v1.InstallH\x00\x12&\n\x08withdraw\x18\x06 \x01(\x0b\x32\x12.fleet.v1.WithdrawH\x00\x12\x16\n\x0c\x61\x63knowledged\x18\x07 \x01(\tH\x00\x12 \n\x05renew\x18\x08 \x01(\x0b\x32\x0f.fleet.v1.RenewH\x00\x42\t\n\x07\x63ommand"\x1e\n\x07Welcome\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01"\xda\x01\n\x07RunTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\x04\x12\x0f\n\x07node_id\x18\x04 \x01(\x04\x12\r\n\x05round\x18\x05 \x01(\r\x12\x12\n\nmessage_id\x18\x06 \x01(\t\x12\x14\n\x0cmessage_type\x18\x07 \x01(\t\x12\x12\n\nclient_app\x18\x08 \x01(\t\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x0e\n\x06secure\x18\n \x01(\x08\x12\x1d\n\x05parts\x18\x0b \x03(\x0b\x32\x0e.fleet.v1.Part"\x1d\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t"\xbf\x01\n\x07Install\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x04\x12\x31\n\x08metadata\x18\x04 \x03(\x0b\x32\x1f.fleet.v1.Install.MetadataEntry\x12\x1c\n\x04gate\x18\x05 \x01(\x0b\x32\x0e.fleet.v1.Gate\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01"\x82\x01\n\x04Gate\x12\x17\n\x0f\x61\x63\x63uracy_budget\x18\x01 \x01(\x01\x12\x1c\n\x14max_logit_difference\x18\x02 \x01(\x01\x12\x1a\n\x12min_top1_agreement\x18\x03 \x01(\x01\x12\x13\n\x0bmin_answers\x18\x04 \x01(\r\x12\x12\n\nrequantize\x18\x05 \x01(\x08"\xa3\x01\n\x08Withdraw\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x04\x12\x32\n\x08metadata\x18\x04 \x03(\x0b\x32 .fleet.v1.Withdraw.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01"\x07\n\x05Renew2@\n\x07Session\x12\x35\n\x06\x41ttach\x12\x14.fleet.v1.AgentEvent\x1a\x11.fleet.v1.Command(\x01\x30\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/fleet/v1/session.proto\x12\x08\x66leet.v1\"5\n\x04Part\x12\x10\n\x06inline\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06\x64igest\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\xf8\x01\n\nAgentEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12 \n\x05hello\x18\x02 \x01(\x0b\x32\x0f.fleet.v1.HelloH\x00\x12(\n\theartbeat\x18\x03 \x01(\x0b\x32\x13.fleet.v1.HeartbeatH\x00\x12#\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x14.fleet.v1.CommandAckH\x00\x12+\n\x0btask_result\x18\x05 \x01(\x0b\x32\x14.fleet.v1.TaskResultH\x00\x12\x31\n\x0einstall_report\x18\x06 \x01(\x0b\x32\x17.fleet.v1.InstallReportH\x00\x42\x07\n\x05\x65vent\"\xcb\x01\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x14\n\x0cprofile_json\x18\x02 \x01(\t\x12+\n\x06labels\x18\x03 \x03(\x0b\x32\x1b.fleet.v1.Hello.LabelsEntry\x12\"\n\x07serving\x18\x04 \x03(\x0b\x32\x11.fleet.v1.Serving\x12\x15\n\rrunning_tasks\x18\x05 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x07Serving\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x0e\n\x06proven\x18\x04 \x01(\x08\"/\n\tHeartbeat\x12\"\n\x07serving\x18\x01 \x03(\x0b\x32\x11.fleet.v1.Serving\" \n\nCommandAck\x12\x12\n\ncommand_id\x18\x01 \x01(\t\"f\n\nTaskResult\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x1d\n\x05parts\x18\x02 \x03(\x0b\x32\x0e.fleet.v1.Part\x12\x12\n\nerror_code\x18\x03 \x01(\x05\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\"`\n\rInstallReport\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x12\n\nrollout_id\x18\x02 \x01(\t\x12\x14\n\x0creceipt_json\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\xaa\x02\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12$\n\x07welcome\x18\x02 \x01(\x0b\x32\x11.fleet.v1.WelcomeH\x00\x12%\n\x08run_task\x18\x03 \x01(\x0b\x32\x11.fleet.v1.RunTaskH\x00\x12+\n\x0b\x63\x61ncel_task\x18\x04 \x01(\x0b\x32\x14.fleet.v1.CancelTaskH\x00\x12$\n\x07install\x18\x05 \x01(\x0b\x32\x11.fleet.v1.InstallH\x00\x12&\n\x08withdraw\x18\x06 \x01(\x0b\x32\x12.fleet.v1.WithdrawH\x00\x12\x16\n\x0c\x61\x63knowledged\x18\x07 \x01(\tH\x00\x12 \n\x05renew\x18\x08 \x01(\x0b\x32\x0f.fleet.v1.RenewH\x00\x42\t\n\x07\x63ommand\"\x1e\n\x07Welcome\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\"\xda\x01\n\x07RunTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\x04\x12\x0f\n\x07node_id\x18\x04 \x01(\x04\x12\r\n\x05round\x18\x05 \x01(\r\x12\x12\n\nmessage_id\x18\x06 \x01(\t\x12\x14\n\x0cmessage_type\x18\x07 \x01(\t\x12\x12\n\nclient_app\x18\x08 \x01(\t\x12\x11\n\ttimeout_s\x18\t \x01(\x01\x12\x0e\n\x06secure\x18\n \x01(\x08\x12\x1d\n\x05parts\x18\x0b \x03(\x0b\x32\x0e.fleet.v1.Part\"\x1d\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\xbf\x01\n\x07Install\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x04\x12\x31\n\x08metadata\x18\x04 \x03(\x0b\x32\x1f.fleet.v1.Install.MetadataEntry\x12\x1c\n\x04gate\x18\x05 \x01(\x0b\x32\x0e.fleet.v1.Gate\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x82\x01\n\x04Gate\x12\x17\n\x0f\x61\x63\x63uracy_budget\x18\x01 \x01(\x01\x12\x1c\n\x14max_logit_difference\x18\x02 \x01(\x01\x12\x1a\n\x12min_top1_agreement\x18\x03 \x01(\x01\x12\x13\n\x0bmin_answers\x18\x04 \x01(\r\x12\x12\n\nrequantize\x18\x05 \x01(\x08\"\xa3\x01\n\x08Withdraw\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x04\x12\x32\n\x08metadata\x18\x04 \x03(\x0b\x32 .fleet.v1.Withdraw.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x07\n\x05Renew2@\n\x07Session\x12\x35\n\x06\x41ttach\x12\x14.fleet.v1.AgentEvent\x1a\x11.fleet.v1.Command(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "protos.fleet.v1.session_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fleet.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_HELLO_LABELSENTRY"]._loaded_options = None
-    _globals["_HELLO_LABELSENTRY"]._serialized_options = b"8\001"
-    _globals["_INSTALL_METADATAENTRY"]._loaded_options = None
-    _globals["_INSTALL_METADATAENTRY"]._serialized_options = b"8\001"
-    _globals["_WITHDRAW_METADATAENTRY"]._loaded_options = None
-    _globals["_WITHDRAW_METADATAENTRY"]._serialized_options = b"8\001"
-    _globals["_PART"]._serialized_start = 43
-    _globals["_PART"]._serialized_end = 96
-    _globals["_AGENTEVENT"]._serialized_start = 99
-    _globals["_AGENTEVENT"]._serialized_end = 347
-    _globals["_HELLO"]._serialized_start = 350
-    _globals["_HELLO"]._serialized_end = 553
-    _globals["_HELLO_LABELSENTRY"]._serialized_start = 508
-    _globals["_HELLO_LABELSENTRY"]._serialized_end = 553
-    _globals["_SERVING"]._serialized_start = 555
-    _globals["_SERVING"]._serialized_end = 635
-    _globals["_HEARTBEAT"]._serialized_start = 637
-    _globals["_HEARTBEAT"]._serialized_end = 684
-    _globals["_COMMANDACK"]._serialized_start = 686
-    _globals["_COMMANDACK"]._serialized_end = 718
-    _globals["_TASKRESULT"]._serialized_start = 720
-    _globals["_TASKRESULT"]._serialized_end = 822
-    _globals["_INSTALLREPORT"]._serialized_start = 824
-    _globals["_INSTALLREPORT"]._serialized_end = 920
-    _globals["_COMMAND"]._serialized_start = 923
-    _globals["_COMMAND"]._serialized_end = 1221
-    _globals["_WELCOME"]._serialized_start = 1223
-    _globals["_WELCOME"]._serialized_end = 1253
-    _globals["_RUNTASK"]._serialized_start = 1256
-    _globals["_RUNTASK"]._serialized_end = 1474
-    _globals["_CANCELTASK"]._serialized_start = 1476
-    _globals["_CANCELTASK"]._serialized_end = 1505
-    _globals["_INSTALL"]._serialized_start = 1508
-    _globals["_INSTALL"]._serialized_end = 1699
-    _globals["_INSTALL_METADATAENTRY"]._serialized_start = 1652
-    _globals["_INSTALL_METADATAENTRY"]._serialized_end = 1699
-    _globals["_GATE"]._serialized_start = 1702
-    _globals["_GATE"]._serialized_end = 1832
-    _globals["_WITHDRAW"]._serialized_start = 1835
-    _globals["_WITHDRAW"]._serialized_end = 1998
-    _globals["_WITHDRAW_METADATAENTRY"]._serialized_start = 1652
-    _globals["_WITHDRAW_METADATAENTRY"]._serialized_end = 1699
-    _globals["_RENEW"]._serialized_start = 2000
-    _globals["_RENEW"]._serialized_end = 2007
-    _globals["_SESSION"]._serialized_start = 2009
-    _globals["_SESSION"]._serialized_end = 2073
+  DESCRIPTOR._loaded_options = None
+  _globals['_HELLO_LABELSENTRY']._loaded_options = None
+  _globals['_HELLO_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_INSTALL_METADATAENTRY']._loaded_options = None
+  _globals['_INSTALL_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_WITHDRAW_METADATAENTRY']._loaded_options = None
+  _globals['_WITHDRAW_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_PART']._serialized_start=43
+  _globals['_PART']._serialized_end=96
+  _globals['_AGENTEVENT']._serialized_start=99
+  _globals['_AGENTEVENT']._serialized_end=347
+  _globals['_HELLO']._serialized_start=350
+  _globals['_HELLO']._serialized_end=553
+  _globals['_HELLO_LABELSENTRY']._serialized_start=508
+  _globals['_HELLO_LABELSENTRY']._serialized_end=553
+  _globals['_SERVING']._serialized_start=555
+  _globals['_SERVING']._serialized_end=635
+  _globals['_HEARTBEAT']._serialized_start=637
+  _globals['_HEARTBEAT']._serialized_end=684
+  _globals['_COMMANDACK']._serialized_start=686
+  _globals['_COMMANDACK']._serialized_end=718
+  _globals['_TASKRESULT']._serialized_start=720
+  _globals['_TASKRESULT']._serialized_end=822
+  _globals['_INSTALLREPORT']._serialized_start=824
+  _globals['_INSTALLREPORT']._serialized_end=920
+  _globals['_COMMAND']._serialized_start=923
+  _globals['_COMMAND']._serialized_end=1221
+  _globals['_WELCOME']._serialized_start=1223
+  _globals['_WELCOME']._serialized_end=1253
+  _globals['_RUNTASK']._serialized_start=1256
+  _globals['_RUNTASK']._serialized_end=1474
+  _globals['_CANCELTASK']._serialized_start=1476
+  _globals['_CANCELTASK']._serialized_end=1505
+  _globals['_INSTALL']._serialized_start=1508
+  _globals['_INSTALL']._serialized_end=1699
+  _globals['_INSTALL_METADATAENTRY']._serialized_start=1652
+  _globals['_INSTALL_METADATAENTRY']._serialized_end=1699
+  _globals['_GATE']._serialized_start=1702
+  _globals['_GATE']._serialized_end=1832
+  _globals['_WITHDRAW']._serialized_start=1835
+  _globals['_WITHDRAW']._serialized_end=1998
+  _globals['_WITHDRAW_METADATAENTRY']._serialized_start=1652
+  _globals['_WITHDRAW_METADATAENTRY']._serialized_end=1699
+  _globals['_RENEW']._serialized_start=2000
+  _globals['_RENEW']._serialized_end=2007
+  _globals['_SESSION']._serialized_start=2009
+  _globals['_SESSION']._serialized_end=2073
 # @@protoc_insertion_point(module_scope)

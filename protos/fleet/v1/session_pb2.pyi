@@ -28,15 +28,7 @@ class AgentEvent(_message.Message):
     ack: CommandAck
     task_result: TaskResult
     install_report: InstallReport
-    def __init__(
-        self,
-        event_id: _Optional[str] = ...,
-        hello: _Optional[_Union[Hello, _Mapping]] = ...,
-        heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...,
-        ack: _Optional[_Union[CommandAck, _Mapping]] = ...,
-        task_result: _Optional[_Union[TaskResult, _Mapping]] = ...,
-        install_report: _Optional[_Union[InstallReport, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, event_id: _Optional[str] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ack: _Optional[_Union[CommandAck, _Mapping]] = ..., task_result: _Optional[_Union[TaskResult, _Mapping]] = ..., install_report: _Optional[_Union[InstallReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("agent_version", "profile_json", "labels", "serving", "running_tasks")
@@ -47,7 +39,6 @@ class Hello(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROFILE_JSON_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -58,14 +49,7 @@ class Hello(_message.Message):
     labels: _containers.ScalarMap[str, str]
     serving: _containers.RepeatedCompositeFieldContainer[Serving]
     running_tasks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self,
-        agent_version: _Optional[str] = ...,
-        profile_json: _Optional[str] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        serving: _Optional[_Iterable[_Union[Serving, _Mapping]]] = ...,
-        running_tasks: _Optional[_Iterable[str]] = ...,
-    ) -> None: ...
+    def __init__(self, agent_version: _Optional[str] = ..., profile_json: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., serving: _Optional[_Iterable[_Union[Serving, _Mapping]]] = ..., running_tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Serving(_message.Message):
     __slots__ = ("model", "release", "bundle_digest", "proven")
@@ -77,13 +61,7 @@ class Serving(_message.Message):
     release: int
     bundle_digest: str
     proven: bool
-    def __init__(
-        self,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        bundle_digest: _Optional[str] = ...,
-        proven: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., bundle_digest: _Optional[str] = ..., proven: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("serving",)
@@ -107,13 +85,7 @@ class TaskResult(_message.Message):
     parts: _containers.RepeatedCompositeFieldContainer[Part]
     error_code: int
     error_reason: str
-    def __init__(
-        self,
-        task_id: _Optional[str] = ...,
-        parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...,
-        error_code: _Optional[int] = ...,
-        error_reason: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., error_code: _Optional[int] = ..., error_reason: _Optional[str] = ...) -> None: ...
 
 class InstallReport(_message.Message):
     __slots__ = ("command_id", "rollout_id", "receipt_json", "signature")
@@ -125,25 +97,10 @@ class InstallReport(_message.Message):
     rollout_id: str
     receipt_json: bytes
     signature: bytes
-    def __init__(
-        self,
-        command_id: _Optional[str] = ...,
-        rollout_id: _Optional[str] = ...,
-        receipt_json: _Optional[bytes] = ...,
-        signature: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, command_id: _Optional[str] = ..., rollout_id: _Optional[str] = ..., receipt_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = (
-        "command_id",
-        "welcome",
-        "run_task",
-        "cancel_task",
-        "install",
-        "withdraw",
-        "acknowledged",
-        "renew",
-    )
+    __slots__ = ("command_id", "welcome", "run_task", "cancel_task", "install", "withdraw", "acknowledged", "renew")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RUN_TASK_FIELD_NUMBER: _ClassVar[int]
@@ -160,17 +117,7 @@ class Command(_message.Message):
     withdraw: Withdraw
     acknowledged: str
     renew: Renew
-    def __init__(
-        self,
-        command_id: _Optional[str] = ...,
-        welcome: _Optional[_Union[Welcome, _Mapping]] = ...,
-        run_task: _Optional[_Union[RunTask, _Mapping]] = ...,
-        cancel_task: _Optional[_Union[CancelTask, _Mapping]] = ...,
-        install: _Optional[_Union[Install, _Mapping]] = ...,
-        withdraw: _Optional[_Union[Withdraw, _Mapping]] = ...,
-        acknowledged: _Optional[str] = ...,
-        renew: _Optional[_Union[Renew, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, command_id: _Optional[str] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., run_task: _Optional[_Union[RunTask, _Mapping]] = ..., cancel_task: _Optional[_Union[CancelTask, _Mapping]] = ..., install: _Optional[_Union[Install, _Mapping]] = ..., withdraw: _Optional[_Union[Withdraw, _Mapping]] = ..., acknowledged: _Optional[str] = ..., renew: _Optional[_Union[Renew, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("heartbeat_s",)
@@ -179,19 +126,7 @@ class Welcome(_message.Message):
     def __init__(self, heartbeat_s: _Optional[float] = ...) -> None: ...
 
 class RunTask(_message.Message):
-    __slots__ = (
-        "task_id",
-        "job_id",
-        "run_id",
-        "node_id",
-        "round",
-        "message_id",
-        "message_type",
-        "client_app",
-        "timeout_s",
-        "secure",
-        "parts",
-    )
+    __slots__ = ("task_id", "job_id", "run_id", "node_id", "round", "message_id", "message_type", "client_app", "timeout_s", "secure", "parts")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -214,20 +149,7 @@ class RunTask(_message.Message):
     timeout_s: float
     secure: bool
     parts: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(
-        self,
-        task_id: _Optional[str] = ...,
-        job_id: _Optional[str] = ...,
-        run_id: _Optional[int] = ...,
-        node_id: _Optional[int] = ...,
-        round: _Optional[int] = ...,
-        message_id: _Optional[str] = ...,
-        message_type: _Optional[str] = ...,
-        client_app: _Optional[str] = ...,
-        timeout_s: _Optional[float] = ...,
-        secure: _Optional[bool] = ...,
-        parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, task_id: _Optional[str] = ..., job_id: _Optional[str] = ..., run_id: _Optional[int] = ..., node_id: _Optional[int] = ..., round: _Optional[int] = ..., message_id: _Optional[str] = ..., message_type: _Optional[str] = ..., client_app: _Optional[str] = ..., timeout_s: _Optional[float] = ..., secure: _Optional[bool] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class CancelTask(_message.Message):
     __slots__ = ("task_id",)
@@ -244,7 +166,6 @@ class Install(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
-
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
@@ -255,14 +176,7 @@ class Install(_message.Message):
     release: int
     metadata: _containers.ScalarMap[str, bytes]
     gate: Gate
-    def __init__(
-        self,
-        rollout_id: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        metadata: _Optional[_Mapping[str, bytes]] = ...,
-        gate: _Optional[_Union[Gate, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., release: _Optional[int] = ..., metadata: _Optional[_Mapping[str, bytes]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ...) -> None: ...
 
 class Gate(_message.Message):
     __slots__ = ("accuracy_budget", "max_logit_difference", "min_top1_agreement", "min_answers", "requantize")
@@ -276,14 +190,7 @@ class Gate(_message.Message):
     min_top1_agreement: float
     min_answers: int
     requantize: bool
-    def __init__(
-        self,
-        accuracy_budget: _Optional[float] = ...,
-        max_logit_difference: _Optional[float] = ...,
-        min_top1_agreement: _Optional[float] = ...,
-        min_answers: _Optional[int] = ...,
-        requantize: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, accuracy_budget: _Optional[float] = ..., max_logit_difference: _Optional[float] = ..., min_top1_agreement: _Optional[float] = ..., min_answers: _Optional[int] = ..., requantize: _Optional[bool] = ...) -> None: ...
 
 class Withdraw(_message.Message):
     __slots__ = ("rollout_id", "model", "release", "metadata")
@@ -294,7 +201,6 @@ class Withdraw(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
-
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
@@ -303,13 +209,7 @@ class Withdraw(_message.Message):
     model: str
     release: int
     metadata: _containers.ScalarMap[str, bytes]
-    def __init__(
-        self,
-        rollout_id: _Optional[str] = ...,
-        model: _Optional[str] = ...,
-        release: _Optional[int] = ...,
-        metadata: _Optional[_Mapping[str, bytes]] = ...,
-    ) -> None: ...
+    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., release: _Optional[int] = ..., metadata: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class Renew(_message.Message):
     __slots__ = ()

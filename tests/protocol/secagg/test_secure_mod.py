@@ -13,7 +13,7 @@ from shared.flower import REFUSED, new_message
 from shared.secagg.fields import HiddenBytes
 from shared.secagg.messages import RECORD
 from shared.signing.certificates import Authority as Certificates
-from shared.signing.certificates import check_csr, generate_key, make_csr
+from shared.signing.certificates import generate_key, make_csr
 from shared.signing.identity import DeviceIdentity, FleetVerifier
 from tests.protocol.secagg.appgrid import RUN_ID, AppGrid, Fault, Recorder, make_grid, start_arrays, train
 from tests.protocol.secagg.exchanges import CONFIG, assert_mean_of, messages
@@ -228,5 +228,5 @@ def test_the_fleets_own_certificates_sign_the_round_keys() -> None:
 
 def fleet_identity(issuer: Certificates, device: str) -> DeviceIdentity:
     key = generate_key()
-    certificate = issuer.issue(check_csr(make_csr(key, device)), "device", device, NOW)
+    certificate = issuer.issue(make_csr(key, device), device, "device", now=NOW, valid_for_s=60.0)
     return DeviceIdentity(device, key, certificate)

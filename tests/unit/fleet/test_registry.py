@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator.fleet.device import Device
+from coordinator.fleet.ports import Decide
 from coordinator.fleet.states import DeviceState
 from shared.errors import Conflict, Forbidden, InputError, Malformed, NotFound, SignatureInvalid, Unauthenticated
+from shared.ids import digest_of
+from shared.session import Hello, Serving
 from shared.signing.certificates import Authority, Subject, generate_key, make_csr, verify_certificate
 from shared.signing.tokens import JoinToken
 from tests.unit.fleet.kit import DAY_S, Fleet, request
@@ -181,3 +185,102 @@ def test_no_secret_shows(fleet: Fleet) -> None:
     assert token.secret.hex() not in repr(token)
     assert token.text not in repr(request(token.text))
     assert repr(token.secret) not in repr(token)
+
+
+def test_a_lost_answer_to_a_renewal_locks_nobody_out(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    old = subject_of(fleet, device.certificate_der)
+    fleet.registry.renew(device.id, make_csr(generate_key(), "dev1"))
+
+    assert fleet.registry.admit(old).id == device.id
+    again = fleet.registry.renew(device.id, make_csr(generate_key(), "dev1"))
+    assert fleet.registry.admit(subject_of(fleet, again.certificate_der)).id == device.id
+
+
+def test_a_renewal_that_was_replaced_before_its_first_use_is_refused(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    lost = fleet.registry.renew(device.id, make_csr(generate_key(), "dev1"))
+    fleet.registry.renew(device.id, make_csr(generate_key(), "dev1"))
+
+    with pytest.raises(Unauthenticated, match="renewed its key"):
+        fleet.registry.admit(subject_of(fleet, lost.certificate_der))
+
+
+def test_a_revoked_device_cannot_come_back_by_repeating_its_enrolment(fleet: Fleet) -> None:
+    wanted = request(fleet.token())
+    fleet.registry.enrol(wanted)
+    fleet.registry.revoke("dev1", "admin", "stolen")
+
+    with pytest.raises(Forbidden, match="revoked"):
+        fleet.registry.enrol(wanted)
+
+
+def test_a_machine_set_up_afresh_after_its_revocation_keeps_its_name(fleet: Fleet) -> None:
+    old = fleet.join("dev1")
+    fleet.registry.revoke("dev1", "admin", "reinstalled")
+
+    assert fleet.join("dev1").id != old.id
+    assert fleet.registry.device(old.id).state is DeviceState.REVOKED
+
+
+def test_a_device_cannot_take_a_name_that_reads_as_an_id(fleet: Fleet) -> None:
+    victim = fleet.join("dev1")
+    with pytest.raises(Malformed, match="looks like a device id"):
+        fleet.registry.enrol(request(fleet.token(), victim.id))
+
+
+@pytest.mark.parametrize("label", ["id", "name", "profile", "share"])
+def test_a_label_cannot_pass_for_a_word_of_cohorts(fleet: Fleet, label: str) -> None:
+    with pytest.raises(InputError, match="meaning of its own"):
+        fleet.registry.create_tokens(
+            count=1, valid_for_s=10, labels={label: "x"}, require_approval=False, actor="admin"
+        )
+
+
+@pytest.mark.parametrize("profile", ["[]", "{", "null", "[" * 60_000, '{"name": "' + "x" * 70_000 + '"}'])
+def test_a_profile_that_is_no_small_object_is_refused_and_changes_nothing(fleet: Fleet, profile: str) -> None:
+    device = fleet.join("dev1")
+    with pytest.raises(Malformed, match="profile"):
+        fleet.registry.hello(device.id, Hello("1.0", profile))
+    assert fleet.registry.device("dev1") == device
+
+
+def test_a_hello_during_a_revocation_does_not_undo_it(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = fleet.join("dev1")
+    change = fleet.store.change
+
+    def revoked_meanwhile(id_or_name: str, decide: Decide) -> Device:
+        monkeypatch.undo()
+        fleet.registry.revoke(device.id, "admin", "stolen")
+        return change(id_or_name, decide)
+
+    monkeypatch.setattr(fleet.store, "change", revoked_meanwhile)
+    fleet.registry.hello(device.id, Hello("1.0", "{}"))
+
+    assert fleet.registry.device("dev1").state is DeviceState.REVOKED
+
+
+def test_a_heartbeat_is_written_when_it_says_something_new_or_after_a_while(fleet: Fleet) -> None:
+    device, start = fleet.join("dev1"), fleet.clock.now()
+    fleet.registry.hello(device.id, Hello("1.0", "{}"))
+    serving = (Serving("digits", 1, digest_of(b"bundle"), True),)
+
+    fleet.clock.advance(5)
+    fleet.registry.seen(device.id, ())
+    assert fleet.registry.device("dev1").last_seen_at == start
+
+    fleet.registry.seen(device.id, serving)
+    assert fleet.registry.device("dev1").serving == serving
+    assert fleet.registry.device("dev1").last_seen_at == start + 5
+
+    fleet.clock.advance(15)
+    fleet.registry.seen(device.id, serving)
+    assert fleet.registry.device("dev1").last_seen_at == start + 20
+
+
+def test_a_device_that_claims_one_model_twice_is_refused(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    twice = tuple(Serving("digits", release, digest_of(b"bundle"), True) for release in (1, 2))
+    with pytest.raises(Malformed, match="once"):
+        fleet.registry.seen(device.id, twice)
+    assert fleet.registry.device("dev1").serving == ()

@@ -1,0 +1,260 @@
+"""The composition root: the only file that knows all the parts of the coordinator."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import grpc.aio
+import structlog
+from sqlalchemy import Engine
+
+from coordinator.builder import BlockingBuilder, Builder
+from coordinator.config import CoordinatorConfig, Home
+from coordinator.directory import FleetDirectory
+from coordinator.fleet.registry import Registry
+from coordinator.models import ReleasePublisher
+from coordinator.releases.metadata import Pen, Places
+from coordinator.releases.repository import Repository
+from coordinator.releases.rollouts import Fleet as RolloutFleet
+from coordinator.releases.rollouts import RolloutService
+from coordinator.releases.service import ReleaseService
+from coordinator.rounds.grid import Fleet as RoundFleet
+from coordinator.rounds.loop import Workshop
+from coordinator.rounds.service import JobService
+from coordinator.rpc.admin import AdminServicer, Nouns
+from coordinator.rpc.blobs import BlobsServicer
+from coordinator.rpc.enrolment import EnrolmentServicer
+from coordinator.rpc.metrics import MetricsServicer
+from coordinator.rpc.prometheus import FleetCollector, serve_metrics
+from coordinator.rpc.server import ServerIdentity, admin_server, enrolment_server, fleet_server
+from coordinator.rpc.session import SessionHub
+from coordinator.rpc.traffic import TrafficMeter
+from coordinator.store.engine import open_engine
+from coordinator.store.fleet import SqlFleetStore, SqlMetricStore
+from coordinator.store.migrate import upgrade
+from coordinator.store.releases import SqlReleaseStore
+from coordinator.store.rounds import SqlJobStore
+from protos.fleet.v1 import admin_pb2_grpc, blobs_pb2_grpc, enrolment_pb2_grpc, metrics_pb2_grpc, session_pb2_grpc
+from shared.blobs import Blobs, FolderBlobs, FsspecBlobs
+from shared.bundle import inspect_bundle
+from shared.clock import Clock, SystemClock
+from shared.errors import Conflict
+from shared.files import write_atomic
+from shared.observe import configure_logs
+from shared.signing.certificates import Authority, generate_key, key_to_pem, make_csr, to_pem
+from shared.signing.identity import FleetVerifier
+
+_log = structlog.get_logger()
+DAY_S = 86_400.0
+SERVER_CERTIFICATE_DAYS = 30.0
+STOP_GRACE_S = 5.0
+
+
+def initialise(home: Home, config: CoordinatorConfig) -> str:
+    """Make a coordinator's home and return the authority's fingerprint. Raises `Conflict` where there is one already.
+
+    The settings file is written last, so a home that was cut off half way is not taken for a whole one.
+    """
+    if home.config_file.exists():
+        raise Conflict(f"{home.path} holds a coordinator already; choose another --home")
+    for folder in (home.path, home.keys, home.metadata, home.blobs, home.work, home.run):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    now = SystemClock().now()
+    authority = Authority.create(config.fleet_name, now)
+    authority.save(home.keys)
+    Repository.init(_pen(home), now)
+    engine = open_engine(config.database(home.path))
+    upgrade(engine)
+    engine.dispose()
+    write_atomic(home.config_file, _to_toml(config).encode(), mode=0o600)
+    return authority.fingerprint
+
+
+def serve(home: Home, config: CoordinatorConfig) -> None:
+    """Run until SIGTERM or SIGINT. Raises `Conflict` when another coordinator runs in this home."""
+    configure_logs(level=config.log_level, as_json=config.log_json)
+    with _alone(home):
+        asyncio.run(_serve(home, config))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Everything that is alive while the coordinator serves."""
+
+    nouns: Nouns
+    blobs: Blobs
+    inbox: Blobs
+    traffic: TrafficMeter
+    metrics: SqlMetricStore
+    engine: Engine
+
+
+async def _serve(home: Home, config: CoordinatorConfig) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    clock = SystemClock()
+    authority = Authority.load(home.keys)
+    parts = _build(home, config, authority, clock)
+    async with _listening(home, config, authority, parts, clock):
+        await asyncio.to_thread(parts.nouns.jobs.resume)
+        ticking = asyncio.create_task(_tick(parts.nouns, config.rollout_tick_s), name="tick")
+        stopped = asyncio.create_task(stopping.wait(), name="stop")
+        done, _ = await asyncio.wait({ticking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        ticking.cancel()
+        await asyncio.to_thread(parts.nouns.jobs.close)
+        if ticking in done:
+            ticking.result()  # a side task that died takes the process with it
+    parts.engine.dispose()
+    _log.info("coordinator stopped")
+
+
+def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: Clock) -> _Parts:
+    engine = open_engine(config.database(home.path))
+    upgrade(engine)
+    registry = Registry(
+        SqlFleetStore(engine), authority, clock, certificate_valid_s=config.device_certificate_days * DAY_S
+    )
+    blobs = _open_blobs(home, config)
+    shutil.rmtree(home.inbox, ignore_errors=True)  # updates of rounds that were never committed
+    inbox = FolderBlobs(home.inbox, durable=False)
+    hub = SessionHub(registry, heartbeat_s=config.heartbeat_s)
+    traffic = TrafficMeter()
+    directory = FleetDirectory(registry)
+    verifier = FleetVerifier(authority.certificate_der, clock.now)
+    release_store = SqlReleaseStore(engine)
+    releases = ReleaseService(release_store, Repository(_pen(home)), blobs, inspect_bundle, clock)
+    rollouts = RolloutService(release_store, releases, RolloutFleet(hub, directory.for_releases, verifier), clock)
+    hub.subscribe(rollouts)
+    builder = BlockingBuilder(Builder(home.work))
+    round_fleet = RoundFleet.open(
+        hub, directory, lasting=blobs, inbox=inbox, clock=clock, reconnect_grace_s=config.reconnect_grace_s
+    )
+    workshop = Workshop(builder, ReleasePublisher(releases, builder, blobs, home.work))
+    jobs = JobService(SqlJobStore(engine), round_fleet, workshop, traffic=traffic, verifier=verifier, clock=clock)
+    nouns = Nouns(registry, hub, releases, rollouts, jobs)
+    return _Parts(nouns, blobs, inbox, traffic, SqlMetricStore(engine), engine)
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    home: Home, config: CoordinatorConfig, authority: Authority, parts: _Parts, clock: Clock
+) -> AsyncIterator[None]:
+    """The servers and the metrics page; `ready.json` names their ports while they run."""
+    identify = _ServerCertificate(authority, config, clock)
+    ports: dict[str, int] = {}
+    registry, hub = parts.nouns.registry, parts.nouns.hub
+    enrolment = EnrolmentServicer(
+        registry, lambda: f"{config.advertised_host}:{ports['fleet']}", lambda: parts.nouns.releases.first_root
+    )
+
+    def register_enrolment(server: grpc.aio.Server) -> None:
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
+
+    def register_admin(server: grpc.aio.Server) -> None:
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(parts.nouns), server)
+
+    def register_fleet(server: grpc.aio.Server) -> None:
+        register_enrolment(server)
+        register_admin(server)
+        session_pb2_grpc.add_SessionServicer_to_server(hub, server)
+        blobs = BlobsServicer(parts.blobs, parts.inbox, parts.traffic, max_bytes=config.max_blob_mib << 20)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(blobs, server)
+        metrics_pb2_grpc.add_MetricsServicer_to_server(MetricsServicer(parts.metrics, clock), server)
+
+    one, ports["enrolment"] = enrolment_server(
+        identify, registry, f"{config.host}:{config.enrolment_port}", register_enrolment
+    )
+    two, ports["fleet"] = fleet_server(identify, registry, f"{config.host}:{config.fleet_port}", register_fleet)
+    servers = [one, two, admin_server(registry, home.admin_socket, register_admin)]
+    collector = FleetCollector(registry.devices, hub.attached, parts.metrics)
+    page = serve_metrics(collector, config.metrics_host, config.metrics_port)
+    for server in servers:
+        await server.start()
+    ready = {"pid": os.getpid(), "metrics": page.port, **ports}
+    write_atomic(home.ready_file, json.dumps(ready, sort_keys=True).encode())
+    _log.info("coordinator serves", **ready)
+    try:
+        yield
+    finally:
+        home.ready_file.unlink(missing_ok=True)
+        await hub.close()
+        await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
+        page.close()
+
+
+async def _tick(nouns: Nouns, every_s: float) -> None:
+    while True:
+        await asyncio.to_thread(nouns.rollouts.tick)
+        await asyncio.to_thread(nouns.releases.refresh)
+        await asyncio.sleep(every_s)
+
+
+class _ServerCertificate:
+    """What the server shows: a fresh key in memory, issued by the fleet's own authority, renewed at half of its life."""
+
+    def __init__(self, authority: Authority, config: CoordinatorConfig, clock: Clock) -> None:
+        self._authority = authority
+        self._hosts: Sequence[str] = tuple(
+            dict.fromkeys(("localhost", "127.0.0.1", config.advertised_host, *config.extra_hosts))
+        )
+        self._clock = clock
+        self._identity: ServerIdentity | None = None
+        self._renew_at = 0.0
+
+    def __call__(self) -> ServerIdentity:
+        now = self._clock.now()
+        if self._identity is None or now >= self._renew_at:
+            key, valid_for_s = generate_key(), SERVER_CERTIFICATE_DAYS * DAY_S
+            certificate = self._authority.issue(
+                make_csr(key, "coordinator"),
+                "coordinator",
+                "coordinator",
+                now=now,
+                valid_for_s=valid_for_s,
+                hosts=self._hosts,
+            )
+            authority_pem = to_pem(self._authority.certificate_der)
+            self._identity = ServerIdentity(key_to_pem(key), to_pem(certificate), authority_pem)
+            self._renew_at = now + valid_for_s / 2
+        return self._identity
+
+
+def _pen(home: Home) -> Pen:
+    return Pen(Places(home.metadata, home.keys))
+
+
+def _open_blobs(home: Home, config: CoordinatorConfig) -> Blobs:
+    if config.blobs_url:
+        return FsspecBlobs(config.blobs_url, home.path / "staging")
+    return FolderBlobs(home.blobs)
+
+
+@contextlib.contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """Two coordinators in one home would both write."""
+    home.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home.run / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Conflict(f"a coordinator runs in {home.path} already") from error
+        yield
+
+
+def _to_toml(config: CoordinatorConfig) -> str:
+    """Flat settings of text, numbers, truth values and lists of text, which TOML and JSON write alike."""
+    lines = [
+        "# Shoal coordinator. Every key may be left out; `coordinator serve --help` lists flags that override some."
+    ]
+    for item in fields(config):
+        value = getattr(config, item.name)
+        lines.append(f"{item.name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,42 @@
+"""Flower client apps by registered name. Nothing heavy is imported before an app is loaded.
+
+An app is a function that takes Flower mods and returns a `ClientApp`. Ours are below; others come from installed packages
+through the entry-point group `shoal.client_apps`. Nothing a coordinator sends can add one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import NotFound
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
+GROUP = "shoal.client_apps"
+Mod = Callable[..., Any]
+_BUILT_IN: Mapping[str, str] = {
+    "echo": "edge_agent.client_app.echo",
+    "image-classifier": "edge_agent.client_app.image_classifier",
+    "softmax": "edge_agent.client_app.softmax",
+}
+
+
+def app_names() -> list[str]:
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def load_app(name: str, mods: Sequence[Mod] = ()) -> "ClientApp":
+    """A new `ClientApp` with `mods` around its train and evaluate functions, the first outermost.
+
+    Raises `NotFound`, which lists what there is.
+    """
+    build: Callable[[Sequence[Mod]], ClientApp]
+    if name in _BUILT_IN:
+        build = import_module(_BUILT_IN[name]).build
+        return build(mods)
+    for point in entry_points(group=GROUP, name=name):
+        build = point.load()
+        return build(mods)
+    raise NotFound(f"no client app {name!r} is installed on this device; there are {', '.join(app_names())}")

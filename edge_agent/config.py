@@ -1,0 +1,152 @@
+"""The agent's settings and its home folder. Settings come from `HOME/agent.toml`, flags on top; everything has a default."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ConfigError
+from shared.settings import load_toml
+
+FILE_NAME = "agent.toml"
+MAX_SOCKET_PATH = 100  # bytes; Linux allows 107 (sun_path)
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Addresses are HOST:PORT; port 0 lets the operating system choose, and `HOME/run/ready.json` then says which."""
+
+    fleet_address: str = ""  # empty: what the coordinator named at enrolment
+    profile: str = ""  # a device profile by name; empty: measured from this machine
+    inference_address: str = "127.0.0.1:0"
+    inference_threads: int = 1  # per model
+    batch_target_ms: float = 50.0
+    max_batch: int = 32
+    trainer_threads: int = 1
+    trainer_memory_mib: int = 6144  # of writable memory
+    trainer_idle_s: float = 120.0  # the trainer is let go after so long without a task
+    require_secure: bool = False  # refuse to train or evaluate unless the reply is masked
+    min_group: int = 3  # smallest group to be summed with
+    recovery_batches: int = 30  # of fine-tuning after a release is pruned for this device
+    shadow_requests: int = 32  # compared before a swap when there is live traffic
+    shadow_wait_s: float = 3.0
+    metrics_every_s: float = 5.0
+    metrics_spool_batches: int = 20_000  # sampling pauses when so many are unacknowledged
+    share_secure_metrics: bool = False  # also report what the app measured in a secure round
+    reconnect_min_s: float = 0.5
+    reconnect_max_s: float = 30.0
+    barred_retry_s: float = 300.0  # after "revoked" or "who are you"
+    drain_s: float = 10.0  # on SIGTERM
+    log_level: str = "info"
+    log_json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("inference_address", "fleet_address"):
+            if getattr(self, name):
+                check_address(getattr(self, name), name)
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                raise ValueError(f"{name} must be positive")
+        if self.min_group < 3:
+            raise ValueError("min_group is at least 3: a sum over two hides nothing")
+        if self.reconnect_min_s > self.reconnect_max_s:
+            raise ValueError("reconnect_min_s must not exceed reconnect_max_s")
+        if self.log_level not in _LEVELS:
+            raise ValueError(f"log_level is one of {', '.join(_LEVELS)}")
+
+
+def check_address(address: str, name: str = "address") -> str:
+    """Raises `ValueError` unless `address` is HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"{name} is HOST:PORT, not {address!r}")
+    return address
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where one device keeps everything. `identity` and `run` are for the agent's user alone."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / FILE_NAME
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "identity"
+
+    @property
+    def trust(self) -> Path:
+        return self.path / "trust"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.db"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "blobs"
+
+    @property
+    def outgoing(self) -> Path:
+        return self.path / "outgoing"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+    @property
+    def ready_file(self) -> Path:
+        return self.run / "ready.json"
+
+    @property
+    def status_socket(self) -> Path:
+        return self.socket("agent")
+
+    def socket(self, name: str) -> Path:
+        """`HOME/run/NAME.sock`. Raises `ConfigError` when the path is too long for a Unix socket."""
+        path = self.run.resolve() / f"{name}.sock"
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise ConfigError(
+                f"the home folder's path is too long: a Unix socket's path has at most {MAX_SOCKET_PATH} bytes",
+                path=str(path),
+            )
+        return path
+
+    def prepare(self) -> None:
+        """Make the folders, and check that sockets fit. Raises `ConfigError`."""
+        self.socket("inference")
+        for folder, mode in (
+            (self.path, 0o755),
+            (self.identity, 0o700),
+            (self.run, 0o700),
+            (self.state, 0o700),
+            (self.data, 0o700),
+            (self.models, 0o755),
+        ):
+            folder.mkdir(parents=True, exist_ok=True, mode=mode)
+
+
+def load_config(home: Home, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
+    """The file if there is one, then `overrides` that are not None. Raises `ConfigError`."""
+    config = load_toml(AgentConfig, home.config_file) if home.config_file.exists() else AgentConfig()
+    try:
+        return replace(config, **{key: value for key, value in (overrides or {}).items() if value is not None})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,265 @@
+"""Makes a release fit this device: requantize for its profile, check the integers against the fake-quantized network, measure
+every runtime, take the fastest that answers right.
+
+Without `requantize` nothing here loads torch: the bundle's own graph is judged against the probe in its report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.runtimes import Runtime, Session, available, measure
+from edge_agent.storage import Split
+from edge_agent.trainer.variant import Measured, Variant, write_variant
+from shared.bundle import Bundle, Signed, read_bundle
+from shared.errors import Malformed, ShoalError, Unsupported
+from shared.files import write_atomic
+from shared.ids import digest_of
+from shared.learning.graph import INPUT, OUTPUT, check_graph
+from shared.learning.measure import Agreement, Evaluation, agreement, judge, probe_candidates
+from shared.learning.profile import Profile
+
+Floats = NDArray[np.float32]
+_REPEATS_ONE, _REPEATS_BATCH = 40, 10
+_CHECKED = 256  # held-out examples that int8 and fake-quantized answers are compared on
+_CALIBRATION = 512
+_SCRATCH = "candidate.onnx"
+_CLEARLY_FASTER = 0.95  # a runtime further down the profile's list must be this much quicker
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """As a rollout's gate has it. Shares, not per cent."""
+
+    max_logit_difference: float = 1.0
+    min_top1_agreement: float = 0.97
+    accuracy_budget: float = 0.02  # what the local graph may lose against the shipped one on held-out examples
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A graph, questions with known answers, and where it comes from."""
+
+    origin: Literal["local", "shipped"]
+    graph: bytes
+    questions: Floats
+    reference: Floats
+    weight_bits: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    runtime: str
+    fit: Agreement | None
+    evaluation: Evaluation | None
+    measured: tuple[Measured, ...]
+
+
+def specialise(
+    bundle_dir: Path,
+    data: Split,
+    profile: Profile,
+    out_dir: Path,
+    *,
+    recovery_batches: int = 20,
+    seed: int = 0,
+    requantize: bool = True,
+    tolerance: Tolerance | None = None,
+    expected: Mapping[str, Signed] | None = None,
+    runtimes: Mapping[str, Runtime] | None = None,
+) -> Variant:
+    """Writes `out_dir` (variant.json, model.onnx), whole or not at all.
+
+    When the local graph misses the tolerance, or cannot be made, the shipped one is taken and the reason recorded. Raises
+    `Malformed`, `DigestMismatch` or `NotFound` for a bundle that is no good, `Unsupported` when no runtime here answers as
+    the bundle says or the graph is over the profile's size budget, `Conflict` if `out_dir` exists, `StorageFull`.
+    """
+    judged = tolerance or Tolerance()
+    bundle = read_bundle(bundle_dir, expected)
+    _check_budget(bundle.graph, profile)
+    usable = _usable(profile, available() if runtimes is None else runtimes)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(usable, profile, data, judged, out_dir.with_name(f".{out_dir.name}.{_SCRATCH}"))
+    reason = ""
+    if requantize:
+        try:
+            local = _requantized(bundle, data, profile, recovery_batches, seed)
+            found = bench.judge(local)
+            bench.compare(found, _shipped(bundle))
+            return write_variant(out_dir, _variant(local, found, profile, recovery_batches), local.graph)
+        except ShoalError as error:
+            reason = error.message
+    shipped = _shipped(bundle)
+    return write_variant(out_dir, _variant(shipped, bench.judge(shipped), profile, 0, reason), shipped.graph)
+
+
+def _check_budget(graph: bytes, profile: Profile) -> None:
+    if len(graph) > profile.size_budget_bytes:
+        raise Unsupported(
+            f"the graph has {len(graph)} bytes, profile {profile.name} allows {profile.size_budget_bytes}: "
+            "prune the model further, or raise size_budget_bytes"
+        )
+
+
+def _usable(profile: Profile, runtimes: Mapping[str, Runtime]) -> dict[str, Runtime]:
+    chosen = {name: runtimes[name] for name in profile.runtimes if name in runtimes}
+    if not chosen:
+        raise Unsupported(
+            f"none of profile {profile.name}'s runtimes ({', '.join(profile.runtimes)}) is installed: "
+            f"name one of {', '.join(runtimes) or 'none'}"
+        )
+    return chosen
+
+
+def _shipped(bundle: Bundle) -> _Candidate:
+    """Judged on the report's probe: questions that this device makes again from a fixed seed."""
+    probe = bundle.report.probe
+    classes = len(bundle.spec.schema.classes)
+    if probe.logits and len(probe.logits[0]) != classes:
+        raise Malformed(f"the report's probe answers {len(probe.logits[0])} classes, the model has {classes}")
+    questions = probe_candidates(bundle.spec.schema)[list(probe.indices)]
+    reference = np.array(probe.logits, dtype=np.float32).reshape(len(probe.logits), classes)
+    bits = bundle.report.weight_bits or bundle.spec.recipe.weight_bits
+    return _Candidate("shipped", bundle.graph, questions, reference, bits)
+
+
+def _requantized(bundle: Bundle, data: Split, profile: Profile, batches: int, seed: int) -> _Candidate:
+    from shared.learning.compress import Recovery, quantize  # seconds of imports, only here
+    from shared.learning.spec import Recipe
+
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(data.train_y))[:_CALIBRATION]
+    questions = (data.held_x if len(data.held_y) else data.train_x)[:_CHECKED]
+    made = quantize(
+        bundle.spec,
+        bundle.state,
+        data.train_x[chosen],
+        questions,
+        recipe=Recipe(profile.weight_bits),
+        recovery=Recovery(batches),
+        rng=rng,
+    )
+    check_graph(made.onnx, bundle.spec.schema, max_bytes=profile.size_budget_bytes)
+    return _Candidate("local", made.onnx, questions, made.reference, profile.weight_bits)
+
+
+class _Bench:
+    """Runs candidates on this device's runtimes. The scratch file is gone after each use."""
+
+    def __init__(
+        self, runtimes: Mapping[str, Runtime], profile: Profile, data: Split, tolerance: Tolerance, scratch: Path
+    ) -> None:
+        self._runtimes = runtimes
+        self._profile = profile
+        self._data = data
+        self._tolerance = tolerance
+        self._scratch = scratch
+
+    def judge(self, candidate: _Candidate) -> _Found:
+        """The fastest runtime within tolerance. Raises `Unsupported` if there is none."""
+        write_atomic(self._scratch, candidate.graph)
+        try:
+            tried = [self._try(name, runtime, candidate) for name, runtime in self._runtimes.items()]
+        finally:
+            self._scratch.unlink(missing_ok=True)
+        measured = tuple(one.measured[0] for one in tried)
+        good = [one for one in tried if not one.measured[0].refused]
+        if not good:
+            why = "; ".join(f"{one.runtime}: {one.refused}" for one in measured)
+            raise Unsupported(f"no runtime on this device answers as the {candidate.origin} graph should", detail=why)
+        best = good[0]
+        for other in good[1:]:
+            if other.measured[0].one_ms < best.measured[0].one_ms * _CLEARLY_FASTER:
+                best = other
+        return _Found(best.runtime, best.fit, best.evaluation, measured)
+
+    def compare(self, found: _Found, shipped: _Candidate) -> None:
+        """Raises `Unsupported` when the shipped graph is better on held-out examples by more than the budget."""
+        if found.evaluation is None:
+            return
+        try:
+            other = self.judge(shipped).evaluation
+        except Unsupported:
+            return
+        if other is not None and found.evaluation.accuracy < other.accuracy - self._tolerance.accuracy_budget:
+            raise Unsupported(
+                f"the local graph answers {found.evaluation.accuracy:.1%} of held-out examples right, "
+                f"the shipped one {other.accuracy:.1%}"
+            )
+
+    def _try(self, name: str, runtime: Runtime, candidate: _Candidate) -> _Found:
+        try:
+            session = runtime.load(self._scratch, threads=self._profile.threads)
+        except ShoalError as error:
+            return _Found(name, None, None, (Measured(name, refused=error.message),))
+        try:
+            return self._measure(name, session, candidate)
+        except ShoalError as error:
+            return _Found(name, None, None, (Measured(name, refused=error.message),))
+        finally:
+            session.close()
+
+    def _measure(self, name: str, session: Session, candidate: _Candidate) -> _Found:
+        fit = None
+        if len(candidate.questions):
+            fit = agreement(candidate.reference, self._answers(session, candidate.questions))
+        evaluation = None
+        if len(self._data.held_y):
+            evaluation = judge(self._answers(session, self._data.held_x), self._data.held_y)
+        example = self._data.train_x[:1]
+        one = measure(session, {INPUT: example}, _REPEATS_ONE)
+        batch = np.repeat(example, self._profile.max_batch, axis=0)
+        many = measure(session, {INPUT: batch}, _REPEATS_BATCH)
+        measured = Measured(
+            runtime=name,
+            one_ms=one.p50_ms,
+            one_p99_ms=one.p99_ms,
+            batch_ms=many.p50_ms,
+            max_logit_difference=None if fit is None else min(fit.max_logit_difference, 1e9),
+            top1_agreement=None if fit is None else fit.top1_agreement,
+            refused=self._refusal(fit),
+        )
+        return _Found(name, fit, evaluation, (measured,))
+
+    def _answers(self, session: Session, x: Floats) -> Floats:
+        """In batches that the profile allows."""
+        size = self._profile.max_batch
+        parts = [session.run({INPUT: x[begin : begin + size]})[OUTPUT] for begin in range(0, len(x), size)]
+        return np.concatenate(parts)
+
+    def _refusal(self, fit: Agreement | None) -> str:
+        if fit is None:
+            return ""
+        if fit.max_logit_difference > self._tolerance.max_logit_difference:
+            return (
+                f"logits differ by {fit.max_logit_difference:.3g}, {self._tolerance.max_logit_difference:.3g} allowed"
+            )
+        if fit.top1_agreement < self._tolerance.min_top1_agreement:
+            return f"{fit.top1_agreement:.1%} of answers agree, {self._tolerance.min_top1_agreement:.1%} needed"
+        return ""
+
+
+def _variant(
+    candidate: _Candidate, found: _Found, profile: Profile, recovery_batches: int, fallback: str = ""
+) -> Variant:
+    chosen = next(one for one in found.measured if one.runtime == found.runtime)
+    return Variant(
+        runtime=found.runtime,
+        origin=candidate.origin,
+        digest=digest_of(candidate.graph),
+        size_bytes=len(candidate.graph),
+        profile=profile.name,
+        weight_bits=candidate.weight_bits,
+        batch=profile.max_batch,
+        measured=found.measured,
+        accuracy=None if found.evaluation is None else found.evaluation.accuracy,
+        max_logit_difference=chosen.max_logit_difference,
+        top1_agreement=chosen.top1_agreement,
+        recovery_batches=recovery_batches,
+        within_latency_budget=chosen.one_ms <= profile.latency_budget_ms,
+        fallback=fallback,
+    )
