@@ -22,7 +22,7 @@ from shared.learning.models import initial_state
 from shared.learning.prune import prune, size_of
 from shared.learning.spec import InputSchema, ModelSpec, new_spec
 from shared.learning.state import State, pack_state, unpack_state
-from shared.learning.train import FloatLearner, Images, TrainSettings, evaluate, fit, refresh_statistics
+from shared.learning.train import FloatLearner, Images, TrainSettings, evaluate, fit, learning_rate, refresh_statistics
 from shared.settings import from_mapping
 
 _CALIBRATION = 512
@@ -33,7 +33,7 @@ _NICENESS = 5
 def main(folder: Path) -> int:
     """0, or 1 when `result.json` says what went wrong."""
     os.nice(_NICENESS)
-    torch.set_num_threads(max(1, min(4, os.cpu_count() or 1)))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # the coordinator and its database need the rest
     try:
         result = answer(_read_request(folder), folder)
     except ShoalError as error:
@@ -64,7 +64,7 @@ def _initial(ask: Initial, folder: Path) -> Result:
         split = _examples(ask.data, spec.schema)
         learner = FloatLearner(spec)
         for epoch in range(ask.epochs):
-            settings = TrainSettings(lr=ask.lr * (1 - epoch / ask.epochs))
+            settings = TrainSettings(lr=learning_rate(ask.lr, epoch, ask.epochs))
             fitted = fit(learner, state, split.train_x, split.train_y, settings=settings, rng=rng)
             state = fitted.state
             _say(f"epoch {epoch + 1} of {ask.epochs}: loss {fitted.loss:.4f}")

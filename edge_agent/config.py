@@ -19,19 +19,15 @@ class AgentConfig:
     """Addresses are HOST:PORT; port 0 lets the operating system choose, and `HOME/run/ready.json` then says which."""
 
     fleet_address: str = ""  # empty: what the coordinator named at enrolment
-    profile: str = ""  # a device profile by name; empty: measured from this machine
     inference_address: str = "127.0.0.1:0"
-    inference_threads: int = 1  # per model
-    batch_target_ms: float = 50.0
-    max_batch: int = 32
-    trainer_threads: int = 1
-    trainer_memory_mib: int = 6144  # of writable memory
+    trainer_memory_mib: int = 0  # of memory; 0: what the profile says
     trainer_idle_s: float = 120.0  # the trainer is let go after so long without a task
     require_secure: bool = False  # refuse to train or evaluate unless the reply is masked
     min_group: int = 3  # smallest group to be summed with
     recovery_batches: int = 30  # of fine-tuning after a release is pruned for this device
     shadow_requests: int = 32  # compared before a swap when there is live traffic
     shadow_wait_s: float = 3.0
+    cache_mib: int = 1024  # of blobs, the least recently used forgotten first
     metrics_every_s: float = 5.0
     metrics_spool_batches: int = 20_000  # sampling pauses when so many are unacknowledged
     share_secure_metrics: bool = False  # also report what the app measured in a secure round
@@ -47,8 +43,15 @@ class AgentConfig:
             if getattr(self, name):
                 check_address(getattr(self, name), name)
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and value <= 0
+                and name != "trainer_memory_mib"
+            ):
                 raise ValueError(f"{name} must be positive")
+        if self.trainer_memory_mib < 0:
+            raise ValueError("trainer_memory_mib must not be negative")
         if self.min_group < 3:
             raise ValueError("min_group is at least 3: a sum over two hides nothing")
         if self.reconnect_min_s > self.reconnect_max_s:

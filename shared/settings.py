@@ -3,12 +3,15 @@
 A dataclass checks its own values in `__post_init__` with `ValueError`; here that becomes a `ConfigError` that names the place.
 """
 
+import dataclasses
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cattrs import ClassValidationError, Converter, transform_error
 from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
 
 from shared.errors import ConfigError
 
@@ -38,6 +41,18 @@ def _scalar(value: Any, _: type) -> Any:
     return value
 
 
+@_converter.register_structure_hook_factory(dataclasses.is_dataclass)
+def _table(kind: Any, converter: Converter) -> Any:
+    structure = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+
+    def structure_table(value: Any, _: type) -> Any:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected a table, found {type(value).__name__} {value!r}")
+        return structure(value, kind)
+
+    return structure_table
+
+
 for _kind in (bool, int, str):
     _converter.register_structure_hook(_kind, _strictly(_kind))
 _converter.register_structure_hook(float, _number)
@@ -53,8 +68,8 @@ def from_mapping(kind: type[T], values: Any, *, where: str = "") -> T:
         first = transform_error(error, path=where or kind.__name__, format_exception=_explain)[0]
         message, _, path = first.partition(" @ ")
         raise ConfigError(message, path=path) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(_explain(error, kind), path=where or kind.__name__) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error), path=where or kind.__name__) from error
 
 
 def _explain(error: BaseException, kind: type | None) -> str:
@@ -62,8 +77,6 @@ def _explain(error: BaseException, kind: type | None) -> str:
         return f"unknown key {', '.join(sorted(error.extra_fields))}"
     if isinstance(error, KeyError):
         return f"missing key {error.args[0]}"
-    if isinstance(error, AttributeError):  # cattrs asks for the keys of what is no table
-        return "expected a table"
     return str(error)
 
 

@@ -172,7 +172,7 @@ class _Peer:
                 await self.close()
                 self._at = self._named()
                 self._channel = grpc.aio.insecure_channel(self._at[1])
-                self._stub = GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+                self._stub = GRPCInferenceServiceStub(self._channel)
             if self._stub is not None:
                 with contextlib.suppress(grpc.aio.AioRpcError):  # it may listen before its model is loaded
                     request = v2.ModelMetadataRequest(name=self._plan.model)

@@ -140,8 +140,9 @@ class RolloutService:
     # ---- time
 
     def tick(self) -> None:
-        """Do what time asks for, and what could not be sent before. Raises what a full disk or a lost database raises."""
-        with self._lock:
+        """Do what time asks for, and what could not be sent before. A full disk or a lost database is logged: the next tick
+        tries again."""
+        with self._lock, _left_for_later("", "tick"):
             now = self._clock.now()
             if now - self._counted_at >= CENSUS_S:
                 self._counted_at = now
@@ -297,7 +298,7 @@ class RolloutService:
 
 
 @contextlib.contextmanager
-def _left_for_later(device: DeviceId, what: str) -> Iterator[None]:
+def _left_for_later(device: str, what: str) -> Iterator[None]:
     """Our own trouble is logged: what was not acknowledged is repeated, what was not sent is sent at the next tick."""
     try:
         yield

@@ -110,13 +110,16 @@ class Attempt:
     def _aggregate(self, strategy: FedAvg, replies: list[Message], sent: ArrayRecord) -> ArrayRecord:
         total = self._total_weight(replies)
         try:
-            merged, metrics = strategy.aggregate_train(self.row.round, replies)
+            with np.errstate(all="ignore"):  # what overflows is judged below
+                merged, metrics = strategy.aggregate_train(self.row.round, replies)
         except Exception as error:  # each strategy has its own, and any of them is the end of this attempt
             reason = f"{type(strategy).__name__} cannot aggregate {len(replies)} updates"
             raise RoundAborted(reason, detail=str(error)[:MAX_REASON]) from error
         if merged is None:
             raise RoundAborted("no usable update came back")
-        arrays = restore_dtypes(merged, sent)
+        _require_finite(merged)
+        with np.errstate(all="ignore"):
+            arrays = restore_dtypes(merged, sent)
         _require_finite(arrays)
         digest = self._bench.shelf.put(arrays)
         self._grid.know(arrays, digest)

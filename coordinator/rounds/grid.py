@@ -145,7 +145,10 @@ class FleetGrid(Grid):
         self._known[id(record)] = (record, Part(digest=digest))
 
     def close(self) -> None:
-        """Delete what the exchange left behind: updates read, blobs that only its tasks needed, answers that came too late."""
+        """Delete what the exchange left behind: updates read, blobs that only its tasks needed, answers that came too late.
+
+        An update of another job that happens to be the same bytes goes too; that device is then dropped from its round.
+        """
         for digest in {*self._read, *self._fleet.dispatcher.take_strays()}:
             self._fleet.inbox.delete(digest)
         for digest in self._passing:

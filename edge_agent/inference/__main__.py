@@ -1,96 +1,98 @@
-"""`python -m edge_agent.inference`: the inference service as a process of its own.
+"""The inference service as a process: `python -m edge_agent.inference --control PATH --port 0 --ready FILE`.
 
-Writes one JSON line, `{"ready": true, "port": …, "pid": …}`, to standard output once it answers. Ends on SIGTERM, on
-the control socket's Shutdown, and, with `--with-parent`, when its standard input closes: the supervisor holds the
-other end of that pipe, so a supervisor that dies in whatever way takes its service with it, and nothing else does.
+Once both listeners answer, FILE appears whole with {"pid", "port", "address"}, and the same line goes to standard output,
+so that a supervisor can wait without polling. SIGTERM, SIGINT and Slots.Shutdown drain; a second signal ends it at once.
 """
 
 import argparse
 import asyncio
+import ctypes
+import gc
 import json
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-from edge_agent.inference.engine import MAX_MODEL_BYTES, Engine
-from edge_agent.inference.server import ControlServer, InferenceServer, check_socket_path
+from edge_agent.inference.engine import Engine
+from edge_agent.inference.server import HOST, OipListener, remove_file, start_control
 from shared.errors import ShoalError
+from shared.files import atomic_file
 
 _DRAIN_S = 5.0
-_SWITCH_INTERVAL_S = 0.0005
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m edge_agent.inference", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--control", type=Path, required=True, metavar="PATH", help="Unix socket for the supervisor")
-    parser.add_argument("--host", default="127.0.0.1", help="address of the inference protocol (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="its port; 0 lets the system choose")
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="Unix socket for the inference protocol as well")
-    parser.add_argument("--max-model-bytes", type=int, default=MAX_MODEL_BYTES, metavar="N")
-    parser.add_argument("--with-parent", action="store_true", help="end when standard input closes")
-    return parser.parse_args(argv)
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its supervisor dies, however it dies (Linux; elsewhere a supervisor that
+    is killed leaves it running). The signal is tied to the supervisor's thread that started us: its event loop's."""
+    if sys.platform != "linux" or not parent:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call above
+        sys.exit(1)
 
 
-async def serve(arguments: argparse.Namespace) -> None:
-    """Runs until told to stop, then drains."""
+async def serve(control: Path, port: int, ready: Path) -> None:
+    """Runs until it is told to stop. Raises `Unavailable`, `ConfigError`, `StorageFull`."""
     loop = asyncio.get_running_loop()
-    ending: asyncio.Future[float] = loop.create_future()
+    stopping: asyncio.Future[float] = loop.create_future()
 
-    def end(timeout_s: float) -> None:
-        if not ending.done():
-            ending.set_result(timeout_s)
+    def shut_down(timeout_s: float) -> None:
+        if not stopping.done():
+            stopping.set_result(timeout_s)
+
+    def signalled() -> None:
+        if stopping.done():
+            os._exit(1)
+        shut_down(_DRAIN_S)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, _DRAIN_S)
-    if arguments.with_parent:
-        loop.add_reader(sys.stdin.fileno(), _watch_parent, loop, end)
-    engine = Engine(max_model_bytes=arguments.max_model_bytes)
-    control = ControlServer(engine, arguments.control, end)
-    server = InferenceServer(engine, host=arguments.host, port=arguments.port, socket=arguments.socket)
-    await server.start()
-    await control.start()
-    sys.stdout.write(json.dumps({"ready": True, "port": server.port, "pid": os.getpid()}) + "\n")
-    sys.stdout.flush()
-    timeout_s = await ending
-    await engine.close(timeout_s)
-    await server.stop(0.5)
-    await control.stop(0.5)
+        loop.add_signal_handler(number, signalled)
+    engine = Engine()
+    listener = OipListener(engine)
+    await listener.start(port)
+    controller = await start_control(engine, control, shut_down)
+    line = json.dumps({"pid": os.getpid(), "port": listener.port, "address": f"{HOST}:{listener.port}"})
+    with atomic_file(ready, durable=False) as file:  # it means nothing after a restart
+        file.write(line.encode())
+    print(line, flush=True)
+    gc.freeze()  # what is loaded by now stays; collections need not look at it
+    timeout_s = await stopping
+    remove_file(ready)
+    await listener.stop(timeout_s)
+    await controller.stop(0.2)
+    remove_file(control)
 
 
-def _watch_parent(loop: asyncio.AbstractEventLoop, end: Callable[[float], None]) -> None:
-    """Standard input is readable: the parent writes nothing, so it is the end of it."""
-    if not os.read(sys.stdin.fileno(), 1):
-        loop.remove_reader(sys.stdin.fileno())
-        end(_DRAIN_S)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = _arguments(argv)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="inference: %(message)s")
-    os.umask(0o077)
-    # The worker threads need the interpreter for a moment after each run: do not let them queue behind the loop for
-    # the default 5 ms.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edge_agent.inference", description=__doc__.splitlines()[0])
+    parser.add_argument("--control", type=Path, required=True, help="Unix socket to be controlled at")
+    parser.add_argument("--port", type=int, default=0, help="loopback port of the Open Inference Protocol; 0: any")
+    parser.add_argument("--ready", type=Path, required=True, help="file to write once requests are answered")
+    parser.add_argument("--parent", type=int, default=0, help="end when the process with this id ends")
+    options = parser.parse_args(arguments)
+    die_with(options.parent)
     try:
-        check_socket_path(arguments.control)
-        _run(arguments)
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ImportError:  # not on every platform; asyncio's own loop answers the same
+        factory = None
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(serve(options.control, options.port, options.ready))
     except ShoalError as error:
-        sys.stderr.write(f"inference: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    try:
-        import uvloop
-    except ImportError:  # not on every platform; asyncio's own loop answers the same
-        asyncio.run(serve(arguments))
-    else:
-        uvloop.run(serve(arguments))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # a worker thread that a runtime never returned from must not hold the process

@@ -1,42 +1,38 @@
-"""The inference service inside this process: same engine, same server, no child. For hosting many agents in one."""
+"""The inference service inside this process, for hosting many agents in one. It answers on a real port."""
 
 from edge_agent.inference.engine import Engine
 from edge_agent.inference.ports import Slots
-from edge_agent.inference.server import InferenceServer
+from edge_agent.inference.server import HOST, OipListener
 from shared.errors import Unavailable
 
 
 class InlineInference:
-    """Implements `ports.InferencePort`. A runtime that crashes takes this process with it, so a device runs
-    `process.InferenceProcess` instead."""
+    """Implements `ports.InferencePort`. It shares this process's event loop and its fate: no restart, no isolation."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._host = host
+    def __init__(self, *, port: int = 0) -> None:
         self._port = port
-        self._running: tuple[Engine, InferenceServer] | None = None
+        self._engine: Engine | None = None
+        self._listener: OipListener | None = None
 
     @property
     def slots(self) -> Slots:
-        return self._started()[0]
+        if self._engine is None:
+            raise Unavailable("the inference service is not started")
+        return self._engine
 
     @property
     def address(self) -> str:
-        return self._started()[1].address
+        if self._listener is None:
+            raise Unavailable("the inference service is not started")
+        return f"{HOST}:{self._listener.port}"
 
     async def start(self) -> None:
         engine = Engine()
-        server = InferenceServer(engine, host=self._host, port=self._port)
-        await server.start()
-        self._running = (engine, server)
+        listener = OipListener(engine)
+        await listener.start(self._port)
+        self._engine, self._listener, self._port = engine, listener, listener.port
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        if self._running is not None:
-            engine, server = self._running
-            self._running = None
-            await engine.close(timeout_s)
-            await server.stop(0.5)
-
-    def _started(self) -> tuple[Engine, InferenceServer]:
-        if self._running is None:
-            raise Unavailable("the inference service is not running: start it first")
-        return self._running
+        listener, self._listener, self._engine = self._listener, None, None
+        if listener is not None:
+            await listener.stop(timeout_s)

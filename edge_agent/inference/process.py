@@ -1,250 +1,186 @@
-"""The supervisor's side of the inference service: starts the child, restarts it when it dies, speaks to it.
-
-A restarted child gets its old port and, before anything else, the live models it had, so applications on the device
-see a gap of about its start-up time and nothing has to be decided again.
-"""
+"""The inference service as a child process: started, watched, started again on the same port when it dies, and ended."""
 
 import asyncio
 import contextlib
 import json
-import logging
+import os
 import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import grpc.aio
+import structlog
 
-from edge_agent.inference.control import SlotsClient
-from edge_agent.inference.ports import Loaded, ModelSpec, ServiceStatus, ShadowReport, SlotStatus, Slots
-from edge_agent.inference.rpc import MESSAGE_OPTIONS
-from edge_agent.inference.server import check_socket_path
+from edge_agent.inference.ports import Slots
+from edge_agent.inference.server import HOST, check_socket_path
+from edge_agent.inference.slots_client import RemoteSlots
+from shared.clock import Clock, SystemClock
 from shared.errors import ChildFailed, ShoalError, Unavailable
+from shared.files import storage_errors
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class InferenceConfig:
-    """`control`: path of the Unix socket; its folder exists. `port` 0: the system chooses once, restarts keep it."""
-
-    control: Path
-    host: str = "127.0.0.1"
-    port: int = 0
-    socket: Path | None = None
-    ready_timeout_s: float = 30.0
-    first_backoff_s: float = 0.1
-    last_backoff_s: float = 10.0
-
-
-@dataclass(frozen=True)
-class Restart:
-    """The child died and is back. `restored`: models that are live again; `lost`: those that are not, with why."""
-
-    exit_code: int
-    restarts: int
-    restored: tuple[str, ...]
-    lost: tuple[tuple[str, str], ...]
-
-
-class RememberingSlots:
-    """`ports.Slots` over the current child, remembering what is loaded and live so that it can be brought back."""
-
-    def __init__(self) -> None:
-        self._client: SlotsClient | None = None
-        self._specs: dict[tuple[str, int], ModelSpec] = {}
-        self._live: dict[str, int] = {}
-
-    def connect(self, client: SlotsClient | None) -> None:
-        self._client = client
-
-    async def load(self, spec: ModelSpec) -> Loaded:
-        loaded = await self._now().load(spec)
-        self._specs[spec.model, spec.version] = spec
-        return loaded
-
-    async def swap(self, model: str, version: int) -> SlotStatus:
-        status = await self._now().swap(model, version)
-        self._live[model] = status.version
-        return status
-
-    async def revert(self, model: str) -> SlotStatus:
-        status = await self._now().revert(model)
-        self._live[model] = status.version
-        return status
-
-    async def release(self, model: str, version: int) -> None:
-        await self._now().release(model, version)
-        self._specs.pop((model, version), None)
-
-    async def remove(self, model: str) -> None:
-        await self._now().remove(model)
-        self._live.pop(model, None)
-        self._specs = {key: spec for key, spec in self._specs.items() if key[0] != model}
-
-    async def shadow(self, model: str, version: int, *, requests: int, timeout_s: float) -> ShadowReport:
-        return await self._now().shadow(model, version, requests=requests, timeout_s=timeout_s)
-
-    async def status(self) -> ServiceStatus:
-        return await self._now().status()
-
-    async def restore(self) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-        """Loads the live versions again and makes them live. Candidates and standbys are not brought back."""
-        specs = [self._specs[model, version] for model, version in self._live.items()]
-        self._specs = {(spec.model, spec.version): spec for spec in specs}
-        restored, lost = [], []
-        for spec in specs:
-            try:
-                await self.load(spec)
-                await self.swap(spec.model, spec.version)
-                restored.append(spec.model)
-            except ShoalError as error:
-                self._live.pop(spec.model, None)
-                lost.append((spec.model, str(error)))
-        return tuple(restored), tuple(lost)
-
-    def _now(self) -> SlotsClient:
-        if self._client is None:
-            raise Unavailable("the inference service is not running: try again in a moment")
-        return self._client
+_START_S = 30.0
+_LAST_WORDS_S = 2.0  # beyond the drain, before it is killed
+_STEADY_S = 10.0  # a service that lived this long is started again at once
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+_LOG_TAIL = 4000
+_LOG_LIMIT = 1 << 20
+_log = structlog.get_logger()
 
 
 class InferenceProcess:
-    """Implements `ports.InferencePort` with a child process. `on_restart` is awaited after each restart."""
+    """Implements `ports.InferencePort`. `run_dir` gets the control socket, the ready file and the child's log.
+
+    `on_restart` is awaited after each restart, when the service answers but holds no model: load the last proven one
+    there. The child dies with the thread that called `start`, even when that is killed (see `__main__.die_with`).
+    """
 
     def __init__(
-        self, config: InferenceConfig, *, on_restart: Callable[[Restart], Awaitable[None]] | None = None
+        self,
+        run_dir: Path,
+        *,
+        port: int = 0,
+        on_restart: Callable[[], Awaitable[None]] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        check_socket_path(config.control)
-        self._config = config
+        self.restarts = 0
+        self._run_dir = run_dir
+        self._port = port
         self._on_restart = on_restart
-        self._slots = RememberingSlots()
-        self._child: Process | None = None
-        self._channel: grpc.aio.Channel | None = None
-        self._client: SlotsClient | None = None
+        self._clock = clock or SystemClock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._slots: RemoteSlots | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._port = config.port
-        self._stopping = False
 
     @property
     def slots(self) -> Slots:
+        """Of the child that runs now; ask again after a restart."""
+        if self._slots is None:
+            raise Unavailable("the inference service is not started")
         return self._slots
 
     @property
     def address(self) -> str:
-        if not self._port:
-            raise Unavailable("the inference service is not running: start it first")
-        return f"{self._config.host}:{self._port}"
+        if self._slots is None:
+            raise Unavailable("the inference service is not started")
+        return f"{HOST}:{self._port}"
 
     @property
-    def pid(self) -> int | None:
-        """Of the running child."""
-        return self._child.pid if self._child and self._child.returncode is None else None
+    def pid(self) -> int:
+        if self._process is None:
+            raise Unavailable("the inference service is not started")
+        return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        return self._run_dir / "inference.log"
 
     async def start(self) -> None:
-        """Returns when the child answers. Raises `ChildFailed`."""
-        self._stopping = False
-        await self._launch()
-        self._watcher = asyncio.create_task(self._watch(), name="inference-watch")
+        """Returns once requests are answered. Raises `ConfigError` (socket path), `ChildFailed`, `StorageFull`."""
+        if self._watcher is not None:
+            raise ChildFailed("the inference service is started already")
+        check_socket_path(self._socket)
+        with storage_errors("the inference service"):
+            self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        process = await self._spawn()
+        self._watcher = asyncio.create_task(self._watch(process), name="inference-watcher")
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Drain, then kill at the timeout."""
-        self._stopping = True
-        if self._client is not None:
-            with contextlib.suppress(ShoalError):  # gone already, or about to be killed
-                await self._client.shut_down(timeout_s)
-        if self._child is not None:
-            await _ended(self._child, timeout_s)
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-            self._watcher = None
-        if self._child is not None:  # a restart that was under way
-            await _ended(self._child, 0)
-            self._child = None
-        await self._disconnect()
+        """Safe to repeat. Raises what stopped the watcher, if something unforeseen did."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+        slots, self._slots = self._slots, None
+        process, self._process = self._process, None
+        if slots is not None:
+            with contextlib.suppress(ShoalError):  # it may be dead or stuck: then it is killed below
+                await slots.shut_down(timeout_s)
+            await slots.close()
+        if process is not None:
+            await _end(process, timeout_s + _LAST_WORDS_S)
+        if watcher is not None and not watcher.cancelled() and (error := watcher.exception()) is not None:
+            raise error
 
-    # ---- the child
+    @property
+    def _socket(self) -> Path:
+        return self._run_dir / "inference.sock"
 
-    async def _launch(self) -> None:
-        config = self._config
-        optional = ["--socket", str(config.socket)] if config.socket else []
-        self._child = child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "edge_agent.inference", "--with-parent", "--control", str(config.control)),
-            *("--host", config.host, "--port", str(self._port), *optional),
-            stdin=PIPE,  # never written: its closing tells the child that we are gone
-            stdout=PIPE,
-            start_new_session=True,  # a Ctrl-C or a kill of the trainer's group must not reach it
-        )
-        try:
-            self._port = await asyncio.wait_for(_ready(child), config.ready_timeout_s)
-        except (TimeoutError, ChildFailed, asyncio.CancelledError) as error:
-            await _ended(child, 0)
-            if isinstance(error, TimeoutError):
-                raise ChildFailed(f"the inference service was not ready within {config.ready_timeout_s:g} s") from error
-            raise
-        self._channel = grpc.aio.insecure_channel(f"unix:{config.control}", options=MESSAGE_OPTIONS)
-        self._client = SlotsClient(self._channel)
-        self._slots.connect(self._client)
-
-    async def _watch(self) -> None:
-        """Waits for the child to die and brings it back, until `stop`."""
-        restarts = 0
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Restarts for ever, ever more slowly while it keeps dying young."""
+        pause_s, born = 0.0, self._clock.monotonic()
         while True:
-            child = self._child
-            if child is None:
-                return
-            exit_code = await child.wait()
-            await self._disconnect()
-            if self._stopping:
-                return
-            _log.warning("the inference service ended with code %s: starting it again", exit_code)
-            await self._relaunch()
-            restarts += 1
-            restored, lost = await self._slots.restore()
-            if self._on_restart is not None:
-                await self._on_restart(Restart(exit_code, restarts, restored, lost))
-
-    async def _relaunch(self) -> None:
-        delay_s = self._config.first_backoff_s
-        while True:
+            code = await process.wait()
+            lived_s = self._clock.monotonic() - born
+            pause_s = 0.0 if lived_s > _STEADY_S else min(_LONGEST_PAUSE_S, pause_s * 2) or _FIRST_PAUSE_S
+            _log.warning("inference service died", exit_code=code, lived_s=round(lived_s, 1), reason=self._last_line())
+            await asyncio.sleep(pause_s)
+            born = self._clock.monotonic()
             try:
-                await self._launch()
-            except ChildFailed as error:
-                _log.warning("%s: next try in %.1f s", error, delay_s)
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, self._config.last_backoff_s)
-            else:
-                return
+                process = await self._spawn()
+                self.restarts += 1
+                if self._on_restart is not None:
+                    await self._on_restart()
+            except ShoalError as error:  # if the service died of it, the next turn starts it again
+                _log.warning("inference service restart failed", reason=str(error))
 
-    async def _disconnect(self) -> None:
-        self._slots.connect(None)
-        self._client = None
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
-            await channel.close()
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        with self._open_log() as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "edge_agent.inference"),
+                *("--control", str(self._socket), "--port", str(self._port)),
+                *("--ready", str(self._run_dir / "inference.json"), "--parent", str(os.getpid())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C at a terminal is for the supervisor, which then drains the service
+            )
+        try:
+            self._port = await self._ready_port(process)
+        except BaseException:
+            await _end(process, 0.0)
+            raise
+        previous, self._slots, self._process = self._slots, RemoteSlots(self._socket), process
+        if previous is not None:
+            await previous.close()
+        return process
+
+    async def _ready_port(self, process: asyncio.subprocess.Process) -> int:
+        if process.stdout is None:
+            raise ChildFailed("the inference service has no standard output")
+        try:
+            async with asyncio.timeout(_START_S):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            raise ChildFailed(f"the inference service did not start within {_START_S:.0f} s: see {self.log}") from None
+        if not line:
+            raise ChildFailed("the inference service ended while it started", detail=self._last_line())
+        try:
+            return int(json.loads(line)["port"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ChildFailed("the inference service did not say where it listens", detail=repr(line[:80])) from error
+
+    def _open_log(self) -> BinaryIO:
+        """Appends, until it is large: what a crash said yesterday still helps, a year of it does not."""
+        large = self.log.exists() and self.log.stat().st_size > _LOG_LIMIT
+        with storage_errors(self.log.name):
+            return self.log.open("wb" if large else "ab")
+
+    def _last_line(self) -> str:
+        """Of the child's log: most often why it ended."""
+        try:
+            lines = self.log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1].strip()[:300] if lines else ""
 
 
-async def _ready(child: Process) -> int:
-    """The port from the child's ready line. Raises `ChildFailed` if it ends or says something else first."""
-    if child.stdout is None:
-        raise ChildFailed("the inference service has no standard output")
-    line = await child.stdout.readline()
+async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:
+    """Waits for the process to end by itself, then kills it."""
     try:
-        port = json.loads(line)["port"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ChildFailed("the inference service ended before it was ready: its last words are in the log") from error
-    return int(port)
-
-
-async def _ended(child: Process, timeout_s: float) -> None:
-    """Waits for `child` to end, for `timeout_s`, then kills it."""
-    if child.returncode is not None:
-        return
-    try:
-        await asyncio.wait_for(child.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+            process.kill()
+        await process.wait()

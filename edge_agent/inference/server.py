@@ -1,105 +1,82 @@
-"""The gRPC servers of one inference service, over an engine that they do not own."""
+"""The service's two listeners: the Open Inference Protocol on the loopback address, control on a Unix socket."""
 
+import asyncio
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc.aio
 
-from edge_agent.inference.control import SlotsServicer
 from edge_agent.inference.engine import Engine
-from edge_agent.inference.oip import InferenceServicer
-from edge_agent.inference.rpc import MESSAGE_OPTIONS
-from protos import inference_pb2_grpc
-from protos.edge.v1 import slots_pb2_grpc
+from edge_agent.inference.oip_server import InferenceServicer
+from edge_agent.inference.rpc import MESSAGE_OPTIONS, SERVER_OPTIONS
+from edge_agent.inference.slots_server import SlotsServicer
+from protos.edge.v1.slots_pb2_grpc import add_SlotsServicer_to_server
+from protos.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from shared.errors import ConfigError, Unavailable
 
+HOST = "127.0.0.1"
 _MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the closing zero (unix(7))
-# One server a port: with SO_REUSEPORT a second process could take a share of the requests unnoticed.
-_SERVER_OPTIONS = (*MESSAGE_OPTIONS, ("grpc.so_reuseport", 0))
+_BIND_TRIES = 60
+_BIND_WAIT_S = 0.05  # a service that was killed a moment ago may still hold the port
+_LAST_ANSWERS_S = 1.0
 
 
-class InferenceServer:
-    """The Open Inference Protocol on `host:port`, and on a Unix socket when one is named."""
+class OipListener:
+    """Serves an engine to applications. `port` is the one the system chose when it was asked for 0."""
 
-    def __init__(self, engine: Engine, *, host: str = "127.0.0.1", port: int = 0, socket: Path | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._host = host
-        self._asked_port = port
-        self._socket = socket
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
-    @property
-    def address(self) -> str:
-        return f"{self._host}:{self.port}"
+    async def start(self, port: int) -> None:
+        """Raises `Unavailable` when the port stays taken."""
+        for _ in range(_BIND_TRIES):
+            server = grpc.aio.server(options=SERVER_OPTIONS)
+            add_GRPCInferenceServiceServicer_to_server(InferenceServicer(self._engine), server)
+            try:
+                self.port = server.add_insecure_port(f"{HOST}:{port}")
+            except RuntimeError:
+                await asyncio.sleep(_BIND_WAIT_S)
+                continue
+            await server.start()
+            self._server = server
+            return
+        raise Unavailable(f"port {port} is taken by another program: free it, or give another one")
 
-    async def start(self) -> None:
-        """Raises `Unavailable` when the port is taken, `ConfigError` for a socket path that cannot be one."""
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
-        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
-            InferenceServicer(self._engine), server
-        )
-        try:
-            self.port = server.add_insecure_port(f"{self._host}:{self._asked_port}")
-        except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {self._host}:{self._asked_port}: is the port taken?") from error
-        if self._socket is not None:
-            _bind_private(server, self._socket)
-        await server.start()
-        self._server = server
-
-    async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, lets running ones end for `grace_s`."""
+    async def stop(self, timeout_s: float) -> None:
+        """Answers what is queued, refuses the rest, and frees the models."""
+        await self._engine.close(timeout_s)
         if self._server is not None:
-            await self._server.stop(grace_s)
-            self._server = None
-
-
-class ControlServer:
-    """`edge.v1.Slots` on a Unix socket that only this user can open."""
-
-    def __init__(self, engine: Engine, socket: Path, shut_down: Callable[[float], None]) -> None:
-        self._engine = engine
-        self._socket = socket
-        self._shut_down = shut_down
-        self._server: grpc.aio.Server | None = None
-
-    async def start(self) -> None:
-        """Raises `ConfigError`."""
-        server = grpc.aio.server(options=MESSAGE_OPTIONS)
-        slots_pb2_grpc.add_SlotsServicer_to_server(  # type: ignore[no-untyped-call]  # generated
-            SlotsServicer(self._engine, self._shut_down), server
-        )
-        _bind_private(server, self._socket)
-        await server.start()
-        self._server = server
-
-    async def stop(self, grace_s: float) -> None:
-        if self._server is not None:
-            await self._server.stop(grace_s)
-            self._server = None
+            await self._server.stop(_LAST_ANSWERS_S)
 
 
 def check_socket_path(path: Path) -> None:
-    """Raises `ConfigError` for a path that a Unix socket cannot have."""
-    if not path.is_absolute():
-        raise ConfigError(f"{path} must be an absolute path", path="socket")
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise ConfigError(f"{path} is longer than {_MAX_SOCKET_PATH} bytes: choose a shorter folder", path="socket")
-    if not path.parent.is_dir():
-        raise ConfigError(f"the folder {path.parent} does not exist: create it", path="socket")
+    """Raises `ConfigError` for a path that no Unix socket can have."""
+    size = len(os.fsencode(path))
+    if size > _MAX_SOCKET_PATH:
+        raise ConfigError(
+            f"{size} bytes, a Unix socket's path may have {_MAX_SOCKET_PATH}: use a shorter home folder", path=str(path)
+        )
 
 
-def _bind_private(server: grpc.aio.Server, path: Path) -> None:
-    """The umask makes the socket private from its first moment; it is the process's, and changed for this call only."""
-    check_socket_path(path)
-    previous = os.umask(0o177)
+def remove_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+async def start_control(engine: Engine, socket: Path, shut_down: Callable[[float], None]) -> grpc.aio.Server:
+    """Serves `edge.v1.Slots` at `socket`, which only this user can open. Raises `ConfigError`, `Unavailable`."""
+    check_socket_path(socket)
+    remove_file(socket)  # left behind by a service that was killed
+    server = grpc.aio.server(options=MESSAGE_OPTIONS)
+    add_SlotsServicer_to_server(SlotsServicer(engine, shut_down), server)
+    before = os.umask(0o177)  # the socket is 0600 from the moment it exists
     try:
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(f"unix:{socket}")
     except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {path}: is the folder writable?", path="socket") from error
+        raise Unavailable(f"cannot listen at {socket}: does the folder exist, and is it ours?") from error
     finally:
-        os.umask(previous)
-    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        os.umask(before)
+    await server.start()
+    return server

@@ -1,0 +1,1 @@
+"""Training, kept away from serving. `ports` says what the supervisor needs, `process` and `inline` do it."""

@@ -120,6 +120,13 @@ def fit(
     return Fitted(state, float(np.mean(losses)), len(y))
 
 
+def learning_rate(peak: float, epoch: int, epochs: int, *, warm_up: int = 4) -> float:
+    """For a network that starts from nothing: up in equal steps to `peak`, and down in a line. Without the way up a few hundred
+    digits ended 3 points lower, with BatchNorm statistics ten times as wide.
+    """
+    return peak * min(1.0, (epoch + 1) / min(warm_up, epochs)) * (1.0 - epoch / epochs)
+
+
 class _Criterion:
     def __init__(self, label_set: tuple[int, ...]) -> None:
         self._allowed = torch.tensor(sorted(label_set)) if label_set else None

@@ -124,7 +124,7 @@ def test_a_digest_that_is_a_path_goes_nowhere(blobs: Blobs, evil: str, tmp_path:
 
 
 @given(data=st.binary(max_size=200), cuts=st.lists(st.integers(1, 50), max_size=8))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 def test_pieces_of_any_size_make_the_whole(blobs: Blobs, data: bytes, cuts: list[int]) -> None:
     digest, at = digest_of(data), 0
     for size in [*cuts, len(data)]:

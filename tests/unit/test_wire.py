@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.fleet.v1 import metrics_pb2, session_pb2
@@ -61,6 +61,7 @@ SAMPLE = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(TEXT, EVENTS)
 def test_an_event_arrives_as_it_was_sent(event_id: str, event: s.Event) -> None:
     sent = s.AgentEvent(event_id, event)
@@ -68,6 +69,7 @@ def test_an_event_arrives_as_it_was_sent(event_id: str, event: s.Event) -> None:
     assert wire.event_from_proto(session_pb2.AgentEvent.FromString(data)) == sent
 
 
+@settings(deadline=None)
 @given(TEXT, ORDERS)
 def test_a_command_arrives_as_it_was_sent(command_id: str, order: s.Order) -> None:
     sent = s.Command(CommandId(command_id), order)
@@ -75,6 +77,7 @@ def test_a_command_arrives_as_it_was_sent(command_id: str, order: s.Order) -> No
     assert wire.command_from_proto(session_pb2.Command.FromString(data)) == sent
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**63 - 1), SECONDS, st.lists(SAMPLE, max_size=3).map(tuple))
 def test_a_batch_arrives_as_it_was_sent(sequence: int, at: float, samples: tuple[s.Sample, ...]) -> None:
     sent = s.MetricBatch(sequence, at, samples)

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import generate_latest
@@ -153,6 +153,7 @@ LABELS = st.dictionaries(st.text(max_size=4), st.text(st.characters(codec="utf-8
 VALUES = st.one_of(st.floats(), st.just(HISTOGRAM))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.builds(Sample, NAMES, VALUES, LABELS), max_size=6))
 def test_whatever_devices_send_the_page_parses(samples: list[Sample]) -> None:
     page = Page()

@@ -83,8 +83,8 @@ def a_rollout(*rows: RolloutDevice, release: Release | None = None, **changes: A
     return Rollout(**{**values, **changes})
 
 
-def a_pen(folder: Path, write: Writer = write_atomic, **rules: RoleRule) -> Pen:
-    return Pen(Places(folder / "metadata", folder / "keys"), {**default_rules(), **rules}, write)
+def a_pen(folder: Path, write: Writer = write_atomic, rules: Mapping[str, RoleRule] | None = None) -> Pen:
+    return Pen(Places(folder / "metadata", folder / "keys"), {**default_rules(), **(rules or {})}, write)
 
 
 class Device:

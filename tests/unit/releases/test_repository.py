@@ -136,7 +136,7 @@ def test_a_role_asks_for_no_more_signatures_than_it_has_keys() -> None:
 
 def test_thresholds_hold_through_publishing_and_rotation(tmp_path: Path) -> None:
     two_of_three = RoleRule(DAY_S, keys=3, threshold=2)
-    repository = Repository.init(a_pen(tmp_path, root=two_of_three, targets=two_of_three), NOW)
+    repository = Repository.init(a_pen(tmp_path, rules={"root": two_of_three, "targets": two_of_three}), NOW)
     repository.publish(a_manifest(), NOW)
     repository.rotate("targets", NOW)
     repository.rotate("root", NOW)

@@ -244,6 +244,17 @@ def test_a_receipt_that_could_not_be_committed_is_not_acknowledged(
     assert world.row(rollout, canary).state is DeviceState.PROVEN
 
 
+def test_a_tick_survives_a_full_disk_and_does_its_work_at_the_next(world: World) -> None:
+    rollout = world.start(plan="stage_timeout_s = 60")
+    world.full = True
+    world.tick(0.6 * 86_400)  # the stage is out of time, and the timestamp is due
+    assert world.state(rollout) is RolloutState.PAUSED
+    before = world.releases.metadata()
+    world.full = False
+    world.tick(1)
+    assert world.releases.metadata()["timestamp.json"] != before["timestamp.json"]
+
+
 def test_silence_pauses_and_resuming_gives_the_stage_its_time_again(world: World) -> None:
     rollout = world.start(plan="stage_timeout_s = 60")
     world.tick(59)

@@ -1,4 +1,5 @@
 import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_the_authority_lives_ten_years_and_is_named_by_its_hash() -> None:
     assert AUTHORITY.fingerprint == digest_of(CA)
 
 
-ATTACKS = {
+ATTACKS: Mapping[str, tuple[Callable[[], bytes], float, str]] = {
     "of another fleet's authority": (
         lambda: issue(authority=Authority.create("other", NOW)),
         0,

@@ -27,7 +27,9 @@ def test_a_signature_holds_for_nothing_else(data: bytes, other: bytes) -> None:
             VERIFIER.verify(DEVICE.certificate, DEVICE.sign(data), other)
 
 
-@pytest.mark.parametrize("signature", [b"", b"nonsense", DEVICE.sign(b"data")[:-1]])
+@pytest.mark.parametrize(
+    "signature", [b"", b"nonsense", DEVICE.sign(b"data")[:-1]], ids=["empty", "nonsense", "cut off"]
+)
 def test_bytes_that_are_no_signature_do_not_verify(signature: bytes) -> None:
     with pytest.raises(SignatureInvalid):
         VERIFIER.verify(DEVICE.certificate, signature, b"data")
