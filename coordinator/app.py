@@ -193,7 +193,6 @@ async def _listening(
 async def _tick(nouns: Nouns, every_s: float) -> None:
     while True:
         await asyncio.to_thread(nouns.rollouts.tick)
-        await asyncio.to_thread(nouns.releases.refresh)
         await asyncio.sleep(every_s)
 
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -99,12 +99,20 @@ class Builder:
     """Each call is one child process in its own group. Cancelling the call kills the group."""
 
     def __init__(
-        self, scratch: Path | None = None, *, deadline_s: float = DEADLINE_S, progress: Progress | None = None
+        self,
+        scratch: Path | None = None,
+        *,
+        deadline_s: float = DEADLINE_S,
+        progress: Progress | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "coordinator.worker"),
     ) -> None:
-        """`scratch` is where request folders are made: the system's temporary folder if not given."""
+        """`scratch` is where request folders are made: the system's temporary folder if not given. `command` takes such a
+        folder as its last argument.
+        """
         self._scratch = scratch
         self._deadline_s = deadline_s
         self._progress = progress or _silent
+        self._command = tuple(command)
 
     async def initial(self, ask: Initial) -> Trained:
         """Raises `ConfigError`, `NotFound` and `Malformed` for what was asked, `ChildFailed`, `DeadlineExceeded`."""
@@ -143,9 +151,7 @@ class Builder:
     async def _child(self, folder: Path) -> str:
         """The last line that the child wrote on standard error."""
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "coordinator.worker",
+            *self._command,
             str(folder),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

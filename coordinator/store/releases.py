@@ -1,9 +1,10 @@
 """Releases and rollouts on SQL. What a method returned from is committed; a rollout's change is decided inside its transaction."""
 
+import functools
 import json
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, Row, Text, and_, bindparam, cast, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.releases.plan import RolloutPlan
@@ -106,7 +107,7 @@ class SqlReleaseStore:
         with reading(self._engine) as connection:
             found = connection.execute(_WITH_DIGEST.order_by(rollouts.c.created_at, rollouts.c.id)).all()
             devices: dict[str, list[RolloutDevice]] = {}
-            for row in connection.execute(select(rollout_devices).order_by(*_DEVICE_ORDER)):
+            for row in connection.execute(_DEVICES):
                 devices.setdefault(row.rollout_id, []).append(_device(row))
         return [_rollout(row, tuple(devices.get(row.id, ()))) for row in found]
 
@@ -118,7 +119,11 @@ class SqlReleaseStore:
         return [RolloutRecord(row.at, row.kind, row.detail, row.id) for row in rows]
 
 
-_DEVICE_ORDER = (rollout_devices.c.stage, rollout_devices.c.device_id)
+# Receipts are read as text: each is parsed once, however often its rollout changes.
+_DEVICES = select(
+    *(column for column in rollout_devices.c if column.name != "receipt"),
+    cast(rollout_devices.c.receipt, Text).label("receipt_text"),
+).order_by(rollout_devices.c.stage, rollout_devices.c.device_id)
 _OF_RELEASE = and_(releases.c.model == rollouts.c.model, releases.c.release == rollouts.c.release)
 _WITH_DIGEST = select(rollouts, releases.c.manifest_digest).join(releases, _OF_RELEASE)
 
@@ -129,7 +134,7 @@ def _read(connection: Connection, rollout: str, *, lock: bool) -> Rollout:
     row = connection.execute(_WITH_DIGEST.where(rollouts.c.id == rollout)).first()
     if row is None:
         raise no_rollout(rollout)
-    query = select(rollout_devices).where(rollout_devices.c.rollout_id == rollout).order_by(*_DEVICE_ORDER)
+    query = _DEVICES.where(rollout_devices.c.rollout_id == rollout)
     return _rollout(row, tuple(_device(item) for item in connection.execute(query)))
 
 
@@ -221,13 +226,19 @@ def _rollout(row: Row[Any], devices: tuple[RolloutDevice, ...]) -> Rollout:
     )
 
 
-def _device(row: Row[Any]) -> RolloutDevice:
+@functools.lru_cache(maxsize=16_384)
+def _receipt(text: str) -> Receipt | None:
+    value = json.loads(text)
+    return None if value is None else Receipt.from_bytes(_canonical(value))
+
+
+def _device(row: Any) -> RolloutDevice:
     return RolloutDevice(
         device=DeviceId(row.device_id),
         stage=row.stage,
         state=DeviceState(row.state),
         reason=row.reason,
-        receipt=None if row.receipt is None else Receipt.from_bytes(_canonical(row.receipt)),
+        receipt=_receipt(row.receipt_text or "null"),
         signature=row.signature or b"",
         updated_at=row.updated_at,
     )

@@ -74,7 +74,7 @@ def load_file(path: Path) -> tuple[X, Y]:
         raise NotFound(f"no file {path}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 x, y = archive["x"], archive["y"]
         elif path.suffix == ".safetensors":
             arrays = load(path.read_bytes())

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from shared.learning.models import build, example_batch, load_state
@@ -24,6 +23,7 @@ from shared.learning.state import State, check_like
 from shared.learning.train import Images, predict
 
 with hushed():
+    from torch.fx.experimental.optimization import fuse
     from torchao.quantization.pt2e import (
         FakeQuantize,
         MinMaxObserver,

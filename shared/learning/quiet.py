@@ -13,7 +13,7 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # torch's own pytree code
     (r"Exporting a model while it is in training mode", UserWarning),  # converted graphs have no other mode
     (r"erase_node\(.*\) on an already erased node", UserWarning),  # torchao's pattern rewriting
-    (r".*torch\.ao\.quantization is deprecated", DeprecationWarning),
+    (r"`torch\.jit\.script", DeprecationWarning),  # torch.fx.experimental's own imports
     (r"Converting a tensor with requires_grad=True to a scalar", UserWarning),
 )
 

@@ -123,7 +123,6 @@ async def test_a_deadline_is_honoured_and_what_it_cut_off_is_not_computed(tmp_pa
         assert await _code(stub, _request()) is grpc.StatusCode.OK
         status = (await service.slots.status()).model("digits")
         assert status is not None
-        assert status.expired >= 1
         assert 7 <= status.requests <= 8  # at most one of the hasty ones found the worker free
 
 
