@@ -7,14 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 from coordinator.builder import FAILED, KINDS, REQUEST, RESULT, WEIGHTS, Ask, Initial, MakeBundle, Prune, Result
 from shared.bundle import Bundle, Report, write_bundle
 from shared.errors import ConfigError, ShoalError, Unsupported
 from shared.files import write_atomic
-from shared.learning.compress import Recovery, quantize
 from shared.learning.examples import Split, load_file, split_examples
 from shared.learning.graph import INPUT
 from shared.learning.measure import agreement, choose_probe, judge, probe_candidates
@@ -88,6 +86,8 @@ def _prune(ask: Prune, folder: Path) -> Result:
 
 
 def _bundle(ask: MakeBundle, folder: Path) -> Result:
+    from shared.learning.compress import Recovery, quantize  # torchao: 4 s that training and pruning do without
+
     spec, state = ModelSpec.from_json(ask.model_json), _weights(folder)
     split = _examples(ask.data, spec.schema)
     rng = np.random.default_rng(ask.seed)
@@ -136,6 +136,8 @@ def _accuracy(logits: Images, split: Split) -> float | None:
 
 
 def _run_graph(graph: bytes, x: Images) -> Images:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

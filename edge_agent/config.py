@@ -11,16 +11,17 @@ from shared.settings import load_toml
 
 FILE_NAME = "agent.toml"
 MAX_SOCKET_PATH = 100  # bytes; Linux allows 107 (sun_path)
+_MAY_BE_ZERO = ("trainer_memory_mib", "inference_port")
 _LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Addresses are HOST:PORT; port 0 lets the operating system choose, and `HOME/run/ready.json` then says which."""
+    """Port 0 lets the operating system choose, and `HOME/run/ready.json` then says which."""
 
     fleet_address: str = ""  # empty: what the coordinator named at enrolment
-    inference_address: str = "127.0.0.1:0"
-    trainer_memory_mib: int = 0  # of memory; 0: what the profile says
+    inference_port: int = 0  # where applications on this device ask, on the loopback address
+    trainer_memory_mib: int = 0  # writable, libraries included; 0: what follows from the profile
     trainer_idle_s: float = 120.0  # the trainer is let go after so long without a task
     require_secure: bool = False  # refuse to train or evaluate unless the reply is masked
     min_group: int = 3  # smallest group to be summed with
@@ -39,19 +40,14 @@ class AgentConfig:
     log_json: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("inference_address", "fleet_address"):
-            if getattr(self, name):
-                check_address(getattr(self, name), name)
+        if self.fleet_address:
+            check_address(self.fleet_address, "fleet_address")
         for name, value in vars(self).items():
-            if (
-                isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and value <= 0
-                and name != "trainer_memory_mib"
-            ):
-                raise ValueError(f"{name} must be positive")
-        if self.trainer_memory_mib < 0:
-            raise ValueError("trainer_memory_mib must not be negative")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and (value < 0 or (value == 0 and name not in _MAY_BE_ZERO)):
+                raise ValueError(f"{name} must {'not be negative' if name in _MAY_BE_ZERO else 'be positive'}")
+        if self.inference_port > 65535:
+            raise ValueError("inference_port is a port, 0 to 65535")
         if self.min_group < 3:
             raise ValueError("min_group is at least 3: a sum over two hides nothing")
         if self.reconnect_min_s > self.reconnect_max_s:

@@ -149,7 +149,7 @@ class Fleet:
         await at_most(os.cpu_count() or 1, [self._ingest(self.agents[name], data) for name, data in shards.items()])
 
     async def _ingest(self, agent: Agent, samples: Dataset) -> None:
-        file = self.root / f"{agent.name}.shard"
+        file = self.root / f"{agent.name}.safetensors"
         await asyncio.to_thread(write_shard, file, samples)
         try:
             await agent.ingest(file)

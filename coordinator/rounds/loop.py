@@ -74,19 +74,27 @@ class JobLoop:
         spec = JobSpec.parse(job.toml)
         strategy = strategies.build(spec)
         state = self._bench.shelf.load(job)
+        tried = sum(row.round == job.round + 1 for row in self._store.rounds(job.id))  # by former processes
         while job.round < spec.rounds:
-            job, state = self._round(job, spec, strategy, state, cancellation)
+            job, state = self._round(job, spec, strategy, state, cancellation, tried=tried)
+            tried = 0
         release = self._publish(job, spec, state) if spec.publish.enabled else 0
         return self._change(job, JobEvent.COMPLETE, release=release)
 
     def _round(
-        self, job: Job, spec: JobSpec, strategy: FedAvg, state: GlobalState, cancellation: Cancellation
+        self,
+        job: Job,
+        spec: JobSpec,
+        strategy: FedAvg,
+        state: GlobalState,
+        cancellation: Cancellation,
+        *,
+        tried: int,
     ) -> tuple[Job, GlobalState]:
         """The job's next round, with fresh keys for each attempt. Raises `RoundAborted` after the last one."""
         number = job.round + 1
-        done = sum(row.round == number for row in self._store.rounds(job.id))
-        last = done + spec.selection.max_attempts
-        for attempt in range(done + 1, last + 1):
+        last = tried + spec.selection.max_attempts
+        for attempt in range(tried + 1, last + 1):
             row = RoundRow(job.id, number, attempt, RoundState.PLANNED, self._bench.clock.now())
             attempted = Attempt(self._bench, spec, _ask(job, spec, number, cancellation), row)
             try:

@@ -24,7 +24,7 @@ class MemoryJobStore:
 
     def create(self, job: Job, event: Event) -> Job:
         with self._lock:
-            if job.key and (known := self._by_key(job.key)) is not None:
+            if (known := self._by_key(job.key)) is not None:
                 return known
             if job.id in self._jobs:
                 raise Conflict(f"job {job.id} exists already")
@@ -118,7 +118,7 @@ class MemoryJobStore:
     # ---- inside, with the lock held
 
     def _by_key(self, key: str) -> Job | None:
-        return next((job for job in self._jobs.values() if job.key == key), None)
+        return next((job for job in self._jobs.values() if key and job.key == key), None)
 
     def _get(self, job: JobId) -> Job:
         if job not in self._jobs:

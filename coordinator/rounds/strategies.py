@@ -132,5 +132,5 @@ def restore_dtypes(arrays: ArrayRecord, reference: ArrayRecord) -> ArrayRecord:
             out[name] = arrays[name]
         else:
             rounded = np.rint(value) if np.dtype(wanted.dtype).kind in "iu" else value
-            out[name] = Array(rounded.astype(wanted.dtype))
+            out[name] = Array(np.asarray(rounded, dtype=wanted.dtype))
     return out

@@ -61,7 +61,7 @@ async def test_hot_swaps_under_load_lose_no_request_and_no_client_goes_back(
     for answers in load.answers:
         versions = [answer.version for answer in answers]
         assert versions == sorted(versions)
-        assert len(answers) > 25
+        assert len(answers) >= 25
     status = (await service.slots.status()).model("digits")
     assert status is not None
     assert status.requests == sum(len(answers) for answers in load.answers) == sum(status.latency_ms.counts)

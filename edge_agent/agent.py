@@ -1,0 +1,299 @@
+"""The agent's loop: serve what was proven, then talk to the coordinator, train, install, report.
+
+Every part runs in a named task; if one dies the process stops with its error, and whoever supervises it starts it again. Stopping
+means: take nothing new, let what runs end, cut off what has not ended by then.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from edge_agent import local
+from edge_agent.config import AgentConfig, Home
+from edge_agent.inference.ports import InferencePort
+from edge_agent.journal import Journal
+from edge_agent.link.credentials import Membership
+from edge_agent.link.link import Link
+from edge_agent.metrics import Sampler
+from edge_agent.tasks import TaskRunner
+from edge_agent.trainer.ports import TrainerPort
+from edge_agent.updater import Updater
+from shared.clock import Clock
+from shared.errors import ShoalError
+from shared.files import atomic_file
+from shared.learning.profile import Profile
+from shared.session import (
+    Acknowledged,
+    AgentEvent,
+    CancelTask,
+    Command,
+    CommandAck,
+    Heartbeat,
+    Hello,
+    Install,
+    RunTask,
+    Withdraw,
+)
+
+_log = structlog.get_logger()
+_TIDY_S = 5.0
+_CLOSE_S = 15.0
+_CANCEL_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop drives. Built by `app`."""
+
+    home: Home
+    config: AgentConfig
+    profile: Profile
+    membership: Membership
+    clock: Clock
+    journal: Journal
+    trainer: TrainerPort
+    inference: InferencePort
+
+
+class Agent:
+    """`connect` gives it its moving parts; `run` lasts until `stop` or a failure."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._stop = asyncio.Event()
+        self._link: Link
+        self._updater: Updater
+        self._tasks: TaskRunner
+        self._sampler: Sampler
+        self.ready = asyncio.Event()
+
+    def connect(self, link: Link, updater: Updater, tasks: TaskRunner, sampler: Sampler) -> None:
+        self._link, self._updater, self._tasks, self._sampler = link, updater, tasks, sampler
+
+    @property
+    def home(self) -> Home:
+        return self._parts.home
+
+    def stop(self) -> None:
+        """Drain, then end. Safe to repeat."""
+        self._stop.set()
+
+    async def restore(self) -> None:
+        """Serve what was proven last. Also called when the inference service was restarted."""
+        await self._updater.restore()
+
+    # ---- the link's questions
+
+    async def opening(self) -> Sequence[AgentEvent]:
+        """The hello, then everything that the coordinator has not acknowledged."""
+        hello = Hello(
+            agent_version=version("shoal"),
+            profile_json=json.dumps(asdict(self._parts.profile), sort_keys=True),
+            labels=self._parts.membership.labels,
+            serving=await self._updater.serving(),
+            running_tasks=self._tasks.running,
+        )
+        receipts = await asyncio.to_thread(self._parts.journal.outbox)
+        return [AgentEvent(_event_id(), hello), *receipts, *self._tasks.unacknowledged()]
+
+    def handle(self, command: Command) -> None:
+        match command.order:
+            case RunTask() as task:
+                self._tasks.handle(task)
+                self.acknowledge(command)
+            case CancelTask() as cancel:
+                self._aside(self._tasks.cancel(cancel.task_id), "cancel")
+                self.acknowledge(command)
+            case Install() | Withdraw():
+                self._updater.handle(command)  # acknowledges once it is safe in the journal
+            case Acknowledged() as acknowledged:
+                if not self._tasks.acknowledged(acknowledged.event_id):
+                    self._updater.acknowledged(acknowledged.event_id)
+            case _:
+                _log.warning("order not understood", order=type(command.order).__name__)
+
+    def acknowledge(self, command: Command) -> None:
+        self._link.send(AgentEvent(_event_id(), CommandAck(command.command_id)))
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Raises what ended it, unless it was asked to stop."""
+        home, inference = self._parts.home, self._parts.inference
+        await inference.start()
+        try:
+            await self.restore()
+            server = await local.serve(home.status_socket, self.status)
+            try:
+                self._write_ready()
+                self.ready.set()
+                await self._live()
+            finally:
+                home.ready_file.unlink(missing_ok=True)
+                server.close()
+        finally:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._parts.trainer.release()
+            await inference.stop()
+            self._parts.journal.close()
+
+    async def _live(self) -> None:
+        loops: Mapping[str, Callable[[], Awaitable[None]]] = {
+            "session": self._link.run,
+            "certificate": self._link.keep_renewed,
+            "tasks": self._tasks.run,
+            "updater": self._updater.run,
+            "heartbeat": self._beat,
+            "metrics": self._sample,
+            "tidy": self._tidy,
+        }
+        running = {asyncio.ensure_future(_named(loop)): name for name, loop in loops.items()}
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
+            ended = [task for task in running if task in done]
+            for task in ended:
+                error = task.exception() if not task.cancelled() else None
+                _log.error("a part of the agent ended; stopping", part=running[task], exc_info=error)
+            if stopping in done:
+                _log.info("stopping", tasks=len(self._tasks.running))
+                await self._tasks.drain(self._parts.config.drain_s)
+                await self._sampler.flush()
+            for task in ended:
+                task.result()  # raises what ended it
+        finally:
+            await _cancelled({stopping, *running})
+
+    def _write_ready(self) -> None:
+        content = {
+            "pid": os.getpid(),
+            "inference": self._parts.inference.address,
+            "device": self._parts.membership.device,
+            "name": self._parts.membership.name,
+        }
+        with atomic_file(self._parts.home.ready_file, durable=False) as file:
+            file.write(json.dumps(content).encode())
+        _log.info("ready", inference=content["inference"], device=content["name"])
+
+    # ---- side tasks
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._link.heartbeat_s)
+            if self._link.attached.is_set():
+                self._link.send(AgentEvent(_event_id(), Heartbeat(await self._updater.serving())))
+
+    async def _sample(self) -> None:
+        while True:
+            await self._sampler.sample()
+            if self._link.attached.is_set():
+                await self._sampler.flush()
+            await asyncio.sleep(self._parts.config.metrics_every_s)
+
+    async def _tidy(self) -> None:
+        """Let the trainer go when nobody needs it, and keep the cache small."""
+        held = True
+        while True:
+            await asyncio.sleep(min(_TIDY_S, self._parts.config.trainer_idle_s))
+            idle_s = self._parts.clock.monotonic() - self._tasks.idle_since
+            busy = self._tasks.busy or self._updater.busy
+            if busy or idle_s < self._parts.config.trainer_idle_s:
+                held = True
+            elif held:
+                await self._parts.trainer.release()
+                held = False
+            if not busy:
+                await asyncio.to_thread(self._link.transfers.cache.prune)
+
+    def _aside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_log_failure)
+
+    # ---- status
+
+    async def status(self) -> Mapping[str, Any]:
+        """For `edge-agent status`."""
+        parts, transfers = self._parts, self._link.transfers
+        with contextlib.suppress(ShoalError):
+            models = (await parts.inference.slots.status()).models
+            serving = {item.model: item for item in await self._updater.serving()}
+            live = [
+                {
+                    "model": model.model,
+                    "release": model.live.version if model.live else 0,
+                    "runtime": model.live.runtime if model.live else "",
+                    "digest": model.live.digest if model.live else "",
+                    "bundle_digest": serving[model.model].bundle_digest if model.model in serving else "",
+                    "proven": model.model in serving and serving[model.model].proven,
+                    "requests": model.requests,
+                    "errors": model.errors,
+                }
+                for model in models
+            ]
+            return {**self._about(), "models": live, "sent_bytes": transfers.sent_bytes} | {
+                "received_bytes": transfers.received_bytes
+            }
+        return {**self._about(), "models": []}
+
+    def _about(self) -> dict[str, Any]:
+        link = self._link
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "device": self._parts.membership.device,
+            "name": self._parts.membership.name,
+            "session": link.state.value,
+            "reason": link.reason,
+            "inference": self._parts.inference.address,
+            "tasks": list(self._tasks.running),
+            "tasks_done": self._tasks.tasks_done,
+            "installs": installs_of(self._parts.journal),
+            "unacknowledged": len(self._parts.journal.outbox()),
+            "spooled_metrics": self._parts.journal.spool_size(),
+            "last_task": {sample.name: sample.value for sample in self._sampler.last_task.samples},
+        }
+
+
+def installs_of(journal: Journal, limit: int = 10) -> list[dict[str, Any]]:
+    """The newest orders about releases, as plain values."""
+    return [
+        {
+            "rollout": record.order.rollout_id,
+            "order": type(record.order).__name__.lower(),
+            "model": record.order.model,
+            "release": record.order.release,
+            "state": record.state.value,
+            "reason": record.reason,
+        }
+        for record in journal.installs()[-limit:]
+    ]
+
+
+async def _cancelled(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    """Cancel until all have ended: a library in between may swallow one cancellation."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+
+
+async def _named(loop: Callable[[], Awaitable[None]]) -> None:
+    await loop()
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("failed", what=task.get_name(), exc_info=error)
+
+
+def _event_id() -> str:
+    return f"evt-{secrets.token_hex(8)}"

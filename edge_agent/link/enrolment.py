@@ -1,0 +1,85 @@
+"""The first contact: the authority's certificate is believed only if it is the one that the join token names."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge_agent.link.channel import RpcError, server_channel, typed
+from protos.fleet.v1 import enrolment_pb2, enrolment_pb2_grpc
+from shared.errors import Unauthenticated, Unavailable
+from shared.ids import digest_of
+from shared.signing.tokens import JoinToken
+
+_TIMEOUT_S = 30.0
+_CONNECT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Application:
+    """What a device says of itself when it asks to join."""
+
+    token: JoinToken
+    csr_der: bytes
+    name: str
+    labels: Mapping[str, str]
+    profile_json: str
+
+
+@dataclass(frozen=True)
+class Issued:
+    device: str
+    certificate_der: bytes
+    fleet_address: str
+    tuf_root_json: bytes
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An admin has to approve first; ask again with the same token and key."""
+
+    device: str
+
+
+def fetch_authority(address: str, token: JoinToken) -> bytes:
+    """The fleet's CA certificate, DER, over a connection that nothing vouches for.
+
+    Raises `Unavailable`, and `Unauthenticated` when it is not the authority that the token names.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        leaf = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port)), timeout=_CONNECT_S))
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            f"no coordinator answers at {address}; is the enrolment port right?", detail=str(error)
+        ) from error
+    with server_channel(address, leaf) as channel:
+        stub = enrolment_pb2_grpc.EnrolmentStub(channel)
+        try:
+            answer = stub.GetAuthority(enrolment_pb2.GetAuthorityRequest(), timeout=_TIMEOUT_S, wait_for_ready=False)
+        except RpcError as error:
+            raise typed(error) from error
+    if digest_of(answer.ca_certificate_der) != token.fingerprint:
+        raise Unauthenticated(
+            f"the coordinator at {address} is not the one that issued this token; check the address, or ask for a new token"
+        )
+    return bytes(answer.ca_certificate_der)
+
+
+def apply(address: str, ca_der: bytes, application: Application) -> Issued | Pending:
+    """Spend the token. Repeating it with the same key changes nothing. Raises what the coordinator answers, `Unavailable`."""
+    request = enrolment_pb2.EnrolRequest(
+        token=application.token.text,
+        csr_der=application.csr_der,
+        name=application.name,
+        labels=dict(application.labels),
+        profile_json=application.profile_json,
+    )
+    with server_channel(address, ca_der) as channel:
+        stub = enrolment_pb2_grpc.EnrolmentStub(channel)
+        try:
+            answer = stub.Enrol(request, timeout=_TIMEOUT_S)
+        except RpcError as error:
+            raise typed(error) from error
+    if answer.state == enrolment_pb2.EnrolResponse.PENDING_APPROVAL:
+        return Pending(answer.device_id)
+    return Issued(answer.device_id, answer.certificate_der, answer.fleet_address, answer.tuf_root_json)

@@ -1,0 +1,230 @@
+"""What a trainer does, wherever it runs: a Flower message through a registered app behind the secure mod. Blocking.
+
+The mod is always there: a task that demands secure aggregation is refused unless its reply is masked, whatever app it names. Each
+(app, node) keeps one Flower `Context` while the trainer lives. Its state holds keys of rounds under way, so it is never written
+to disk; what an app wants to keep it writes into its own state folder.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from edge_agent.device_profile import PROFILE_FILE, read_profile
+from edge_agent.trainer.ports import (
+    APP_NOT_LOADED,
+    APP_RAISED,
+    REFUSED,
+    LocalTask,
+    Piece,
+    SpecialiseRequest,
+    TaskOutcome,
+)
+from edge_agent.trainer.variant import Variant
+from shared.blobs import FolderBlobs
+from shared.errors import InputError, NotFound, PeerError, ShoalError, StorageFull
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+_log = structlog.get_logger()
+INLINE_BYTES = 4096
+Mod = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Folders of one device. `require_secure`: nothing plain, whatever the task says."""
+
+    home: Path
+    identity: Path
+    data: Path
+    state: Path
+    outgoing: Path
+    device: str = "cpu"
+    require_secure: bool = False
+    min_group: int = 3
+    log_level: str = "info"
+    log_json: bool = False
+
+
+class Worker:
+    """One thread at a time. `make_mod` is asked for the secure mod; tests may give another."""
+
+    def __init__(self, settings: WorkerSettings, make_mod: Callable[[bool], Mod] | None = None) -> None:
+        self._settings = settings
+        self._make_mod = make_mod or self._secure_mod
+        self._apps: dict[tuple[str, bool], ClientApp] = {}
+        self._contexts: dict[tuple[str, int], Context] = {}
+        self._measured: dict[str, float] = {}
+        self._outgoing = FolderBlobs(settings.outgoing, durable=False)
+
+    def warm(self, client_app: str = "") -> None:
+        """Import what a task will need. Raises `NotFound` for an app that is not installed."""
+        import shared.flower  # noqa: F401
+
+        if client_app:
+            self._app(client_app, plain_allowed=False)
+
+    def forget(self) -> None:
+        self._contexts.clear()
+        self._apps.clear()
+
+    # ---- tasks
+
+    def run(self, task: LocalTask) -> TaskOutcome:
+        """Never raises for what a task, app or device can cause."""
+        self._measured = {}
+        try:
+            app = self._app(task.client_app, plain_allowed=not (task.secure or self._settings.require_secure))
+        except NotFound as error:
+            return TaskOutcome(error_code=APP_NOT_LOADED, error_reason=error.message)
+        except ShoalError as error:
+            return TaskOutcome(error_code=REFUSED, error_reason=str(error))
+        except Exception as error:  # noqa: BLE001  # an app that cannot be imported costs this task only
+            return self._app_failed(task, error, APP_NOT_LOADED)
+        try:
+            message = self._message(task)
+            reply = app(message, self._context(task))
+            if reply.has_error():
+                return TaskOutcome(error_code=reply.error.code, error_reason=(reply.error.reason or "")[:500])
+            return TaskOutcome(self._pieces(reply.content), metrics=dict(self._measured))
+        except (InputError, PeerError, StorageFull) as error:  # our own words, which hold no examples
+            return TaskOutcome(error_code=APP_RAISED, error_reason=f"{type(error).__name__}: {error.message}"[:500])
+        except Exception as error:  # noqa: BLE001  # whatever an app raises costs this task only
+            return self._app_failed(task, error, APP_RAISED)
+
+    @staticmethod
+    def _app_failed(task: LocalTask, error: Exception, code: int) -> TaskOutcome:
+        """The coordinator learns the kind of failure; the text, which may quote examples, stays in the device's log."""
+        _log.warning("client app failed", app=task.client_app, task=task.task_id, exc_info=error)
+        reason = f"the app raised {type(error).__name__}; see the device's log"
+        return TaskOutcome(error_code=code, error_reason=reason)
+
+    def _app(self, name: str, *, plain_allowed: bool) -> "ClientApp":
+        key = (name, plain_allowed)
+        if key not in self._apps:
+            from edge_agent.client_app import load_app
+
+            self._apps[key] = load_app(name, [self._make_mod(plain_allowed), self._measure])
+        return self._apps[key]
+
+    def _secure_mod(self, plain_allowed: bool) -> Mod:
+        from edge_agent.secure_mod import ModPolicy, make_secure_mod
+        from shared.clock import SystemClock
+        from shared.secagg.client import Policy
+        from shared.signing.identity import DeviceIdentity, FleetVerifier
+
+        ca_der = (self._settings.identity / "authority.der").read_bytes()
+        identity = DeviceIdentity.load(self._settings.identity / "current", ca_der)
+        policy = ModPolicy(Policy(min_clients=self._settings.min_group), allow_plain=plain_allowed)
+        return make_secure_mod(identity, FleetVerifier(ca_der, SystemClock().now), policy)
+
+    def _measure(self, message: "Message", context: "Context", call_next: Any) -> "Message":
+        """The innermost mod: what the app itself measured."""
+        reply: Message = call_next(message, context)
+        if not reply.has_error():
+            for record in reply.content.metric_records.values():
+                self._measured |= {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+        return reply
+
+    def _context(self, task: LocalTask) -> "Context":
+        from flwr.app import Context, RecordDict
+
+        key = (task.client_app, task.node_id)
+        if key not in self._contexts:
+            state_dir = self._settings.state / task.client_app
+            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            node_config: dict[str, Any] = {
+                "data_dir": str(self._settings.data),
+                "state_dir": str(state_dir),
+                "device": self._settings.device,
+            }
+            self._contexts[key] = Context(task.run_id, task.node_id, node_config, RecordDict(), {})
+        context = self._contexts[key]
+        context.run_id = task.run_id
+        return context
+
+    def _message(self, task: LocalTask) -> "Message":
+        from flwr.app import RecordDict
+
+        from shared.flower import decode_records, new_message, stamp
+
+        content = RecordDict()
+        for piece in task.pieces:
+            content.update(decode_records(piece.inline if piece.path is None else piece.path.read_bytes()))
+        message = new_message(content, run_id=task.run_id, node_id=task.node_id, message_type=task.message_type)
+        stamp(message, run_id=task.run_id, message_id=task.message_id)
+        return message
+
+    def _pieces(self, content: "RecordDict") -> tuple[Piece, ...]:
+        from flwr.app import RecordDict
+
+        from shared.flower import encode_records
+
+        pieces = []
+        for name, record in content.items():
+            encoded = encode_records(RecordDict({name: record}))
+            if len(encoded) <= INLINE_BYTES:
+                pieces.append(Piece(inline=encoded))
+            else:
+                digest = self._outgoing.write(encoded)
+                pieces.append(Piece(path=self._outgoing.path(digest), digest=digest))
+        return tuple(pieces)
+
+    # ---- releases
+
+    def specialise(self, request: SpecialiseRequest) -> Variant:
+        """Raises what `edge_agent.trainer.specialise` raises. A device without examples takes the release's own graph."""
+        from edge_agent.storage import DataStore
+        from edge_agent.trainer.specialise import Tolerance, specialise
+        from shared.learning.examples import Split
+
+        requantize = request.gate.requantize
+        try:
+            data = DataStore(self._settings.data).split()
+        except NotFound:
+            requantize = False
+            questions = _questions(request.bundle_dir)
+            labels = [0] * len(questions)
+            import numpy as np
+
+            data = Split(questions, np.array(labels, np.int64), questions[:0], np.array([], np.int64))
+        begun = time.perf_counter()
+        variant = specialise(
+            request.bundle_dir,
+            data,
+            read_profile(self._settings.home / PROFILE_FILE),
+            request.out_dir,
+            recovery_batches=request.recovery_batches,
+            seed=request.seed,
+            requantize=requantize,
+            tolerance=Tolerance(
+                request.gate.max_logit_difference, request.gate.min_top1_agreement, request.gate.accuracy_budget
+            ),
+            expected=request.files,
+        )
+        _log.info(
+            "release specialised",
+            runtime=variant.runtime,
+            origin=variant.origin,
+            fallback=variant.fallback,
+            seconds=round(time.perf_counter() - begun, 2),
+        )
+        return variant
+
+
+def _questions(bundle_dir: Path) -> Any:
+    """Patterns that fit the model, for a device without examples."""
+    from shared.bundle import read_bundle
+    from shared.learning.measure import probe_candidates
+
+    return probe_candidates(read_bundle(bundle_dir).spec.schema)
+
+
+def settings_to_json(settings: WorkerSettings) -> Mapping[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}

@@ -1,0 +1,244 @@
+"""The real `edge-agent` program: enrolment, SIGKILL at bad moments, one agent a home, status."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from edge_agent.config import Home
+from edge_agent.inference.probe import Probe
+from edge_agent.journal import Journal
+from edge_agent.state import InstallState
+from shared.files import write_atomic
+from tests.integration.agent_kit import MODEL, Kit, bundle, examples, kit, pid_alive, until
+from tests.integration.test_agent_link import endless
+
+QUIET = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "GRPC_VERBOSITY": "ERROR"}
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+async def edge_agent(*words: str, stdin: bytes = b"") -> Done:
+    pipe = asyncio.subprocess.PIPE
+    program = Path(sys.executable).with_name("edge-agent")
+    process = await asyncio.create_subprocess_exec(program, *words, stdin=pipe, stdout=pipe, stderr=pipe, env=QUIET)
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    return Done(process.returncode or 0, out.decode(), err.decode())
+
+
+@asynccontextmanager
+async def running_program(home: Home) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`edge-agent run`, ready; killed at the end if it lives."""
+    home.ready_file.unlink(missing_ok=True)
+    program = Path(sys.executable).with_name("edge-agent")
+    process = await asyncio.create_subprocess_exec(program, "run", "--home", str(home.path), env=QUIET)
+    try:
+        await until(lambda: home.ready_file.exists() or process.returncode is not None, 30)
+        assert process.returncode is None
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def ready(home: Home) -> dict[str, Any]:
+    return dict(json.loads(home.ready_file.read_text()))
+
+
+async def version_served(home: Home) -> int:
+    probe = Probe(str(ready(home)["inference"]))
+    answer = await probe.infer(MODEL, examples(1)[0])
+    await probe.close()
+    return answer.version
+
+
+def children(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+@asynccontextmanager
+async def enrolled_by_command(tmp_path: Path) -> AsyncIterator[Kit]:
+    """A kit whose second device joined through the command line."""
+    async with kit(tmp_path) as k:
+        home = Home(tmp_path / "b")
+        words = ("enroll", "--home", str(home.path), "--coordinator", f"localhost:{k.front.enrolment_port}")
+        done = await edge_agent(
+            *words, "--name", "cam-2", "--label", "site=lab", "--token-file", "-", stdin=k.front.token().encode()
+        )
+        assert done.code == 0, done.err
+        k.device = k.front.registry.device("cam-2")
+        k.home = home
+        write_atomic(home.identity / "root.json", k.repository.first_root)  # the front has a root of its own
+        yield k
+
+
+async def test_a_device_joins_runs_and_is_asked_what_it_does(tmp_path: Path) -> None:
+    async with enrolled_by_command(tmp_path) as k:
+        assert k.device.labels == {"site": "lab"}
+        assert (k.home.identity / "current" / "key.pem").stat().st_mode & 0o077 == 0
+        at_rest = await edge_agent("status", "--home", str(k.home.path), "--json")
+        assert json.loads(at_rest.out)["running"] is False
+        shard = tmp_path / "shard.npz"
+        x, y = examples(100)
+        np.savez(shard, x=x, y=y)
+        done = await edge_agent("ingest", "--home", str(k.home.path), str(shard))
+        assert (done.code, done.out) == (0, "shard.npz: 100 examples added\n")
+        k.publish(1, bundle())
+        async with running_program(k.home) as process:
+            await k.attached()
+            assert (await k.receipt(k.install(1))).state == "proven"
+            status = json.loads((await edge_agent("status", "--home", str(k.home.path), "--json")).out)
+            assert (status["session"], status["models"][0]["release"]) == ("attached", 1)
+            assert status["inference"] == ready(k.home)["inference"]
+            people = await edge_agent("status", "--home", str(k.home.path))
+            assert "model       lines:1 on" in people.out
+            second = await edge_agent("run", "--home", str(k.home.path))
+            assert second.code == 4
+            assert "runs in" in second.err
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert not k.home.ready_file.exists()
+
+
+async def test_killed_while_serving_it_comes_back_serving_without_the_coordinator(tmp_path: Path) -> None:
+    async with kit(tmp_path) as k:
+        k.publish(1, bundle())
+        async with running_program(k.home) as process:
+            await k.attached()
+            await k.receipt(k.install(1))
+            family = [process.pid, *children(process.pid)]
+            process.kill()
+            await process.wait()
+            await until(lambda: not any(pid_alive(pid) for pid in family))  # the kernel ends its children
+    async with running_program(k.home):
+        assert await version_served(k.home) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["fetched", "specialised", "loaded", "judged", "swapped"])
+async def test_killed_in_the_middle_of_an_install_it_serves_the_old_release_and_then_finishes(
+    tmp_path: Path, state: str
+) -> None:
+    async with kit(tmp_path) as k:
+        k.ingest()
+        k.publish(1, bundle())
+        k.publish(2, bundle(2.0))
+        async with running_program(k.home) as process:
+            await k.attached()
+            await k.receipt(k.install(1))
+            rollout = k.install(2)
+            await _stopped_at(k, process, state)
+        async with running_program(k.home):
+            first_seen = await version_served(k.home)
+            assert first_seen in (1, 2)
+            await k.attached()
+            receipt = await k.receipt(rollout)
+            assert (receipt.state, receipt.release) == ("proven", 2)
+            assert await version_served(k.home) == 2
+
+
+async def _stopped_at(k: Kit, process: asyncio.subprocess.Process, state: str) -> None:
+    """SIGKILL as soon as the journal shows that state, or a later one."""
+    order = ["verified", "fetched", "specialised", "loaded", "judged", "swapped", "proven", "reported"]
+    journal = Journal(k.home.journal)
+    try:
+
+        def reached() -> bool:
+            records = [record for record in journal.installs() if record.order.release == 2]
+            return bool(records) and order.index(records[0].state.value) >= order.index(state)
+
+        await asyncio.to_thread(_spin, reached)
+        process.kill()
+        await process.wait()
+        proven = {InstallState.PROVEN, InstallState.REPORTED} & {one.state for one in journal.installs()[1:]}
+        assert journal.proven(MODEL)[0].release == (2 if proven else 1)
+    finally:
+        journal.close()
+
+
+def _spin(reached: Callable[[], bool]) -> None:
+    """Look without a pause: an install passes through its states in milliseconds."""
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+
+
+async def test_a_trainer_dies_with_its_supervisor_in_the_middle_of_a_task(tmp_path: Path) -> None:
+    async with kit(tmp_path) as k, running_program(k.home) as process:
+        await k.attached()
+        k.front.hub.send(k.device.id, endless(k))
+        await until(lambda: len(children(process.pid)) == 2)
+        family = children(process.pid)
+        process.kill()
+        await process.wait()
+        await until(lambda: not any(pid_alive(pid) for pid in family))
+
+
+async def test_a_token_of_another_fleet_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    from shared.signing.certificates import Authority
+    from shared.signing.tokens import JoinToken
+
+    async with kit(tmp_path) as k:
+        stranger = JoinToken.create(Authority.create("other", k.front.clock.now()).fingerprint)
+        words = ("enroll", "--home", str(tmp_path / "c"), "--coordinator", f"localhost:{k.front.enrolment_port}")
+        done = await edge_agent(*words, "--name", "cam-9", "--token-file", "-", stdin=stranger.text.encode())
+        assert done.code == 14
+        assert "is not the one that issued this token" in done.err
+        assert done.err.count("\n") == 1
+        assert not (tmp_path / "c" / "identity" / "enrolment.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (("run",), 3, "not enrolled"),
+        (("status",), 3, "not enrolled"),
+        (("ingest", "/nowhere.npz"), 3, "no file"),
+        (("enroll", "--coordinator", "localhost:1", "--name", "x"), 2, "either --token or --token-file"),
+        (("enroll", "--coordinator", "localhost:1", "--name", "x", "--token", "shoal1.abc"), 10, "cut off"),
+        (("enroll", "--coordinator", "nowhere", "--name", "x", "--token", "junk"), 10, "begins with shoal1."),
+    ],
+)
+async def test_a_failure_is_one_line_and_an_exit_code(
+    tmp_path: Path, words: tuple[str, ...], code: int, complaint: str
+) -> None:
+    done = await edge_agent(*words, "--home", str(tmp_path / "h"))
+    assert done.code == code
+    assert complaint in done.err
+    assert done.err.count("\n") == 1
+
+
+async def test_a_device_that_needs_approval_waits_and_repeats_itself_safely(tmp_path: Path) -> None:
+    async with kit(tmp_path) as k:
+        tokens, _ = k.front.registry.create_tokens(
+            count=1, valid_for_s=60.0, labels={}, require_approval=True, actor="test"
+        )
+        where = ("--home", str(tmp_path / "c"), "--coordinator", f"localhost:{k.front.enrolment_port}")
+        words = ("enroll", *where, "--name", "cam-9", "--token", tokens[0].text)
+        done = await edge_agent(*words, "--no-wait")
+        assert (done.code, "waits for approval" in done.out) == (0, True)
+        waiting = asyncio.create_task(edge_agent(*words))
+        k.front.registry.approve("cam-9", "admin")
+        assert (await waiting).code == 0
+        again = await edge_agent(*words)
+        assert (again.code, "is enrolled as" in again.out) == (0, True)
+        other = await edge_agent(*words[:-3], "cam-8", *words[-2:])
+        assert other.code == 4
+        assert "belongs to device cam-9" in other.err

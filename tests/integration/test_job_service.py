@@ -1,0 +1,152 @@
+"""Whole jobs: the real service, strategies, store and secure aggregation, on a fleet in memory that runs real client apps."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from coordinator.rounds.round import Outcome
+from coordinator.rounds.states import JobState
+from shared.errors import Unsupported
+from shared.ids import DeviceId
+from tests.job_place import Place
+from tests.protocol.secagg.appgrid import START
+
+LINEAR = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]
+
+
+def test_a_plain_job_runs_through_every_state_and_each_transition_is_on_record(place: Place) -> None:
+    job = place.run(place.toml(rounds=2))
+
+    assert (job.state, job.round) == (JobState.COMPLETED, 2)
+    one = ["PLANNED", "SELECTED", "TRAINED", "AGGREGATED", "COMMITTED"]
+    assert place.kinds(job) == ["job.submitted", "job.running", *one, *one, "job.completed"]
+    rows = place.committed(job)
+    assert [row.round for row in rows] == [1, 2]
+    assert all(row.total_weight == 10 + 20 + 30 + 40 == sum(d.weight for d in row.devices) for row in rows)
+    assert {d.outcome for row in rows for d in row.devices} == {Outcome.COUNTED}
+    assert rows[-1].metrics["loss"] == pytest.approx((10 + 20 / 2 + 30 / 3 + 40 / 4) / 100)
+
+
+def test_a_plain_job_gives_the_weighted_mean_in_the_models_own_dtypes(place: Place) -> None:
+    arrays = place.arrays(place.run(place.toml(rounds=1)))
+
+    goals = {node: _goal(node) for node in range(1, 5)}
+    expected = sum(node / 10 * (START["w"] + (goal - START["w"]) / 2) for node, goal in goals.items())
+    assert {name: value.dtype for name, value in arrays.items()} == {name: value.dtype for name, value in START.items()}
+    assert {name: value.shape for name, value in arrays.items()} == {name: value.shape for name, value in START.items()}
+    np.testing.assert_allclose(arrays["w"], expected, rtol=1e-5)
+    assert list(arrays["steps"]) == [13, 23]
+
+
+def test_a_secure_job_runs_through_the_protocols_states_and_no_single_weight_is_known(place: Place) -> None:
+    job = place.run(place.toml(rounds=1, secure=True, more="metrics = { loss = 10.0 }"))
+
+    assert job.state is JobState.COMPLETED, job.reason
+    protocol = ["PLANNED", "SELECTED", "KEYS", "SHARES", "MASKED", "UNMASKED", "AGGREGATED", "COMMITTED"]
+    assert place.kinds(job)[2:-1] == protocol
+    (row,) = place.committed(job)
+    assert row.total_weight == 100
+    assert [device.weight for device in row.devices] == [0, 0, 0, 0]
+    assert row.metrics["loss"] == pytest.approx(0.4, abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", LINEAR)
+def test_a_linear_strategy_gives_the_same_with_and_without_secure_aggregation(place: Place, strategy: str) -> None:
+    plain = place.run(place.toml(strategy))
+    secret = place.run(place.toml(strategy, secure=True))
+
+    assert (plain.state, secret.state) == (JobState.COMPLETED, JobState.COMPLETED), (plain.reason, secret.reason)
+    for name, value in place.arrays(plain).items():
+        np.testing.assert_allclose(place.arrays(secret)[name], value, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("strategy", ["krum", "multikrum", "fedmedian", "fedtrimmedavg", "bulyan"])
+def test_a_robust_strategy_runs_plain_and_is_refused_with_secure_aggregation(place: Place, strategy: str) -> None:
+    assert place.run(place.toml(strategy, rounds=2)).state is JobState.COMPLETED
+
+    with pytest.raises(Unsupported, match="cannot run with secure aggregation"):
+        place.start_service().submit(place.toml(strategy, secure=True))
+    assert len(place.store.jobs()) == 1
+
+
+def test_each_device_is_sent_the_global_arrays_once_a_round_as_the_same_blob(place: Place) -> None:
+    big = save({"w": np.zeros(5000, dtype=np.float32)})
+    toml = place.toml(rounds=2)
+    (place.folder / "start.safetensors").write_bytes(big)
+
+    job = place.run(toml)
+
+    assert job.state is JobState.COMPLETED, job.reason
+    fetched = [agent.fetched for agent in place.fleet.agents.values()]
+    assert all(found == fetched[0] and len(found) == 2 for found in fetched)
+    assert list(place.fleet.inbox.digests()) == []
+    assert set(place.fleet.lasting.digests()) == {job.arrays_digest}
+
+
+def test_devices_measure_the_new_model_when_the_job_asks_for_it(place: Place) -> None:
+    job = place.run(place.toml(rounds=2, more="[evaluate]\nevery = 2\n"))
+    secret = place.run(place.toml(rounds=1, secure=True, more="[evaluate]\nevery = 1\nmetrics = { accuracy = 1.0 }\n"))
+
+    accuracy = sum(5 * node * node / 10 for node in range(1, 5)) / sum(5 * node for node in range(1, 5))
+    assert ["evaluate_accuracy" in row.metrics for row in place.committed(job)] == [False, True]
+    assert place.committed(job)[1].metrics["evaluate_accuracy"] == pytest.approx(accuracy)
+    assert place.committed(secret)[0].metrics["evaluate_accuracy"] == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_pruning_changes_model_and_arrays_in_the_same_commit_and_later_rounds_train_the_smaller_one(
+    place: Place,
+) -> None:
+    (place.folder / "public").write_bytes(b"x")
+    prune = f'[[prune]]\nafter_round = 1\nratio = 0.3\n[public]\ndata = "{place.folder / "public"}"\n'
+    publish = '[publish]\nenabled = true\nnotes = "nightly"\n'
+    top = 'model = "digits"'
+    job = place.run(place.toml("fedadam", rounds=3, secure=True, more=prune + publish, top=top))
+
+    assert job.state is JobState.COMPLETED, job.reason
+    assert job.model_json == '{"pruned": 1}'
+    assert place.arrays(job)["w"].shape == (2, 4)
+    assert job.release == 7
+    ((name, model, lineage),) = place.models.published
+    assert (name, model.model_json, lineage["job"], lineage["notes"]) == ("digits", job.model_json, job.id, "nightly")
+    assert load(model.arrays)["b"].shape == ()
+    detail = [event.detail for event in place.store.events(job.id) if event.kind == "COMMITTED"]
+    assert [item.get("pruned") for item in detail] == [0.3, None, None]
+
+
+def test_a_job_starts_from_a_registered_factory(place: Place) -> None:
+    job = place.run(place.toml(rounds=1, top='model = "new"\nstart = { factory = "cnn-small" }'))
+
+    assert job.state is JobState.COMPLETED, job.reason
+    assert job.model_json == '{"factory": "cnn-small"}'
+
+
+class Meter:
+    """Each look at a device's traffic finds its number of bytes more up, and ten times as many down."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def take(self, device: DeviceId) -> tuple[int, int]:
+        self.looks += 1
+        number = int(device.removeprefix("dev-"))
+        return 10 * number, number
+
+
+def test_the_bytes_of_each_device_are_those_since_its_selection(place: Place) -> None:
+    meter = Meter()
+    place.traffic = meter
+    (row,) = place.committed(place.run(place.toml(rounds=1)))
+
+    assert [(device.bytes_down, device.bytes_up) for device in row.devices] == [(10, 1), (20, 2), (30, 3), (40, 4)]
+    assert (row.bytes_down, row.bytes_up) == (100, 10)
+    assert meter.looks == 8
+    assert all(device.seconds > 0 for device in row.devices)
+
+
+def _goal(node: int) -> np.ndarray[Any, Any]:
+    """Where `train` pulls a device's "w": the second of its draws."""
+    rng = np.random.default_rng(node)
+    rng.standard_normal(())
+    return rng.standard_normal((3, 4)).astype(np.float32)

@@ -1,0 +1,144 @@
+"""Job files: what they may say, and that everything impossible is refused with the key at fault."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.rounds.plan import JobSpec, Prune, Selection
+from shared.errors import ConfigError
+
+TOP = 'name = "nightly"\nmodel = "digits"\nclient_app = "image-classifier"\nrounds = 8\n'
+SECURE = TOP + "[selection]\nmin_devices = 8\n"
+
+
+def test_a_whole_file_is_read() -> None:
+    spec = JobSpec.parse(
+        TOP
+        + """
+[start]
+release = 3
+[strategy]
+name = "fedadam"
+options = { eta = 0.1 }
+[selection]
+cohort = "site=lab"
+min_devices = 8
+fraction = 0.5
+over_provision = 0.25
+quorum = 0.75
+wait_quantile = 0.9
+grace_s = 5
+round_timeout_s = 60
+max_attempts = 2
+[secure]
+threshold = 0.75
+clip_range = 2.5
+max_weight = 5000
+[train]
+epochs = 1
+lr = 0.05
+qat = true
+note = "x"
+[evaluate]
+every = 2
+[[prune]]
+after_round = 4
+ratio = 0.3
+[public]
+data = "/data/public"
+[publish]
+enabled = true
+notes = "nightly"
+"""
+    )
+    assert spec.strategy.options == {"eta": 0.1}
+    assert spec.train == {"epochs": 1, "lr": 0.05, "qat": True, "note": "x"}
+    assert (spec.prune_after(4), spec.prune_after(5)) == (Prune(4, 0.3), None)
+    assert [number for number in range(1, 9) if spec.evaluate.due(number)] == [2, 4, 6, 8]
+    assert (spec.closing.timeout_s, spec.closing.quantile, spec.closing.grace_s) == (60.0, 0.9, 5.0)
+
+
+def test_the_defaults_are_secure_and_average() -> None:
+    spec = JobSpec.parse(SECURE)
+    assert spec.secure.enabled
+    assert spec.strategy.name == "fedavg"
+    assert not spec.publish.enabled
+    assert set(spec.secret_metrics) == {"train_loss", "eval_acc_before", "eval_loss_before"}
+
+
+def test_an_app_that_is_not_known_shares_no_metrics_unless_the_job_names_them() -> None:
+    assert JobSpec.parse(SECURE.replace("image-classifier", "echo")).secret_metrics == {}
+    named = JobSpec.parse(SECURE + "[secure]\nmetrics = { loss = 9.0 }\n")
+    assert named.secret_metrics == {"loss": 9.0}
+
+
+def test_a_secret_sum_waits_for_its_threshold_whatever_the_quorum_is() -> None:
+    assert JobSpec.parse(SECURE + "quorum = 0.1\n").closing.quorum == pytest.approx(2 / 3)
+    assert JobSpec.parse(SECURE + "quorum = 0.9\n").closing.quorum == pytest.approx(0.9)
+    assert JobSpec.parse(SECURE + "quorum = 0.1\n[secure]\nenabled = false\n").closing.quorum == pytest.approx(0.1)
+
+
+IMPOSSIBLE: dict[str, tuple[str, str]] = {
+    "not TOML": ("name = ", "job"),
+    "no name": (SECURE.replace('name = "nightly"\n', ""), "missing key name"),
+    "an unknown key": (SECURE + "speed = 1\n", "unknown key speed"),
+    "an unknown table": (SECURE + "[magic]\n", "unknown key magic"),
+    "a name that is a path": (SECURE.replace("nightly", "../nightly"), "not a valid name"),
+    "rounds as text": (SECURE.replace("rounds = 8", 'rounds = "8"'), "job.rounds"),
+    "rounds as a yes": (SECURE.replace("rounds = 8", "rounds = true"), "job.rounds"),
+    "no rounds": (SECURE.replace("rounds = 8", "rounds = 0"), "rounds is from 1"),
+    "no model and no start": (SECURE.replace('model = "digits"\n', ""), "name the model"),
+    "a negative release": (SECURE + "[start]\nrelease = -1\n", "job.start"),
+    "two starts": (SECURE + '[start]\nrelease = 1\nfactory = "cnn"\n', "job.start"),
+    "arguments of nothing": (SECURE + "[start]\narguments = { width = 1 }\n", "job.start"),
+    "a model that starts from bare arrays": (SECURE + '[start]\narrays_file = "x"\n', "without a model"),
+    "a fraction above one": (SECURE + "fraction = 1.5\n", "job.selection"),
+    "a fraction of nothing": (SECURE + "fraction = 0.0\n", "job.selection"),
+    "a quorum that is NaN": (SECURE + "quorum = nan\n", "job.selection"),
+    "a timeout that is infinite": (SECURE + "round_timeout_s = inf\n", "job.selection"),
+    "a negative grace": (SECURE + "grace_s = -1.0\n", "job.selection"),
+    "no attempts": (SECURE + "max_attempts = 0\n", "job.selection"),
+    "a negative over-provision": (SECURE + "over_provision = -0.1\n", "job.selection"),
+    "a threshold below half": (SECURE + "[secure]\nthreshold = 0.4\n", "job.secure"),
+    "a clip range of zero": (SECURE + "[secure]\nclip_range = 0.0\n", "job.secure"),
+    "a metric without a range": (SECURE + "[secure]\nmetrics = { loss = 0.0 }\n", "job.secure"),
+    "a secret sum over two": (TOP + "[selection]\nmin_devices = 2\n", "at least 3"),
+    "secure off and configured": (TOP + "[secure]\nenabled = false\nclip_range = 1.0\n", "remove one of the two"),
+    "a training value that is a list": (SECURE + "[train]\nlr = [0.1]\n", "job.train"),
+    "a training value that is not finite": (SECURE + "[train]\nlr = nan\n", "not finite"),
+    "a round number of one's own": (SECURE + "[train]\nserver-round = 7\n", "server-round"),
+    "evaluation every minus two rounds": (SECURE + "[evaluate]\nevery = -2\n", "job.evaluate"),
+    "pruning everything": (SECURE + "[[prune]]\nafter_round = 2\nratio = 1.0\n", "job.prune"),
+    "pruning before the first round": (SECURE + "[[prune]]\nafter_round = 0\nratio = 0.5\n", "job.prune"),
+    "pruning after the last round": (SECURE + "[[prune]]\nafter_round = 8\nratio = 0.5\n", "later round"),
+    "pruning twice at once": (SECURE + "[[prune]]\nafter_round = 2\nratio = 0.5\n" * 2, "one pruning step"),
+    "publishing without data": (SECURE + "[publish]\nenabled = true\n", "public.data"),
+    "publishing bare arrays": (
+        SECURE.replace('model = "digits"\n', "") + '[start]\narrays_file = "x"\n[publish]\nenabled = true\n',
+        "need a model",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_an_impossible_file_is_refused_in_one_line_that_names_the_key(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)" + says.replace("[", r"\[")) as caught:
+        JobSpec.parse(text)
+    assert "\n" not in caught.value.message
+
+
+@given(st.integers(1, 1000), st.integers(0, 2000), st.floats(0.01, 1.0), st.floats(0.0, 3.0), st.floats(0.01, 1.0))
+def test_a_selection_is_never_more_than_is_there_nor_fewer_than_needed(
+    needed: int, present: int, fraction: float, over: float, quorum: float
+) -> None:
+    selection = Selection(min_devices=needed, fraction=fraction, over_provision=over, quorum=quorum)
+    selected = selection.how_many(present)
+    assert selected <= present
+    if present >= needed:
+        assert selected >= max(needed, fraction * present - 1)
+    assert 1 <= selection.enough(max(selected, 1)) <= max(selected, 1)
+
+
+def test_over_provision_selects_so_many_more() -> None:
+    assert Selection(min_devices=10, fraction=0.1, over_provision=0.3).how_many(50) == 13
+    assert Selection(min_devices=2, fraction=0.3).how_many(10) == 3

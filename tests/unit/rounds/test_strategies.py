@@ -1,0 +1,134 @@
+"""Strategies by name, their options, and that what they remember survives a restart to the last bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import FedAvg
+
+from coordinator.rounds.plan import JobSpec
+from coordinator.rounds.strategies import NAMES, build, load_state, restore_dtypes, save_state
+from shared.errors import ConfigError, Unsupported
+from shared.flower import new_message, reply_with, to_numpy
+
+MEMORY = {"fedavgm": "server_momentum = 0.9", "fedadam": "eta = 0.2", "fedyogi": "eta = 0.2", "fedadagrad": "eta = 0.2"}
+
+
+def spec(name: str, options: str = "", *, secure: bool = False) -> JobSpec:
+    return JobSpec.parse(
+        f'name = "x"\nclient_app = "echo"\nrounds = 1\n[start]\narrays_file = "x"\n[selection]\nmin_devices = 3\n'
+        f'[secure]\nenabled = {str(secure).lower()}\n[strategy]\nname = "{name}"\noptions = {{ {options} }}\n'
+    )
+
+
+def arrays(seed: int) -> ArrayRecord:
+    rng = np.random.default_rng(seed)
+    return ArrayRecord(
+        {
+            "layer.weight": Array(rng.standard_normal((3, 4)).astype(np.float32)),
+            "layer.steps": Array(np.asarray(int(rng.integers(100)), dtype=np.int64)),
+            "layer.half": Array(rng.standard_normal(5).astype(np.float16)),
+        }
+    )
+
+
+def one_round(strategy: FedAvg, number: int, current: ArrayRecord, kept: bytes) -> tuple[ArrayRecord, bytes]:
+    """As the job loop does it."""
+    load_state(strategy, kept, current)
+    if not isinstance(strategy, flower.FedAvgM):
+        strategy.current_arrays = {key: array.numpy() for key, array in current.items()}  # type: ignore[attr-defined]
+    replies = [_reply(node, arrays(100 * number + node)) for node in (1, 2, 3)]
+    merged, _ = strategy.aggregate_train(number, replies)
+    assert merged is not None
+    return restore_dtypes(merged, current), save_state(strategy)
+
+
+def _reply(node: int, update: ArrayRecord) -> Message:
+    request = new_message(RecordDict(), run_id=1, node_id=node, message_type="train")
+    return reply_with(request, RecordDict({"arrays": update, "metrics": MetricRecord({"num-examples": node})}))
+
+
+def test_every_name_builds_its_flower_class() -> None:
+    for name in NAMES:
+        assert type(build(spec(name))).__name__.lower() == name
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_six_rounds_are_three_rounds_a_restart_and_three_more(name: str) -> None:
+    straight, restarted = build(spec(name, MEMORY[name])), build(spec(name, MEMORY[name]))
+    states = [(arrays(0), b""), (arrays(0), b"")]
+    for number in range(1, 7):
+        if number == 4:
+            restarted = build(spec(name, MEMORY[name]))
+        states = [one_round(one, number, *state) for one, state in zip((straight, restarted), states, strict=True)]
+
+    (one, kept), (other, kept_too) = states
+    assert kept == kept_too != b""
+    for key, array in one.items():
+        assert (to_numpy(array) == to_numpy(other[key])).all()
+        assert to_numpy(array).shape == to_numpy(arrays(0)[key]).shape
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_a_failed_round_taught_a_strategy_is_forgotten(name: str) -> None:
+    strategy = build(spec(name, MEMORY[name]))
+    current, kept = one_round(strategy, 1, arrays(0), b"")
+    expected, _ = one_round(build(spec(name, MEMORY[name])), 2, current, kept)
+
+    one_round(strategy, 7, current, kept)  # it fails after aggregation: nothing of it is kept
+    found, _ = one_round(strategy, 2, current, kept)
+
+    assert all((to_numpy(found[key]) == to_numpy(expected[key])).all() for key in expected)
+
+
+def test_memory_of_nothing_is_nothing() -> None:
+    assert save_state(build(spec("fedavg"))) == b""
+    strategy: Any = build(spec("fedadam"))
+    one_round(strategy, 1, arrays(0), b"")
+    load_state(strategy, b"", arrays(0))
+    assert strategy.m_t is None
+    assert strategy.v_t is None
+
+
+def test_aggregates_come_back_in_the_models_dtypes_and_order() -> None:
+    model = arrays(0)
+    drifted = ArrayRecord(
+        {key: Array(np.asarray(model[key].numpy() + np.float64(0.4))) for key in reversed(list(model))}
+    )
+    drifted["layer.steps"] = Array(np.asarray(6.6))
+
+    back = restore_dtypes(drifted, model)
+
+    assert list(back) == list(model)
+    assert [array.dtype for array in back.values()] == ["float32", "int64", "float16"]
+    assert to_numpy(back["layer.steps"]) == 7
+
+
+BAD_OPTIONS: dict[str, tuple[str, str]] = {
+    "unknown": ("fedavg", "speed = 1"),
+    "one that jobs set themselves": ("fedavg", "fraction_train = 0.1"),
+    "another that jobs set themselves": ("fedadam", 'weighted_by_key = "x"'),
+    "text for a number": ("fedadam", 'eta = "fast"'),
+    "a yes for a number": ("krum", "num_malicious_nodes = true"),
+    "half a node": ("krum", "num_malicious_nodes = 0.5"),
+    "NaN": ("fedadam", "eta = nan"),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_a_bad_option_is_refused_with_its_key(name: str, options: str) -> None:
+    with pytest.raises(ConfigError, match=r"job\.strategy\.options\."):
+        build(spec(name, options))
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="fedavg, fedprox"):
+        build(spec("fedsgd"))
+
+
+def test_a_strategy_that_needs_single_updates_is_refused_with_secure_aggregation() -> None:
+    with pytest.raises(Unsupported, match="Krum cannot run"):
+        build(spec("krum", secure=True))
+    assert isinstance(build(spec("fedyogi", secure=True)), flower.FedYogi)
