@@ -1,4 +1,4 @@
-# make test | lint | bench | protos. Everything runs in .venv, which the first target that needs it makes.
+# make demo | test | lint | bench | protos. Everything runs in .venv, which the first target that needs it makes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,11 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: test lint bench protos clean
+.PHONY: demo test lint bench protos clean
 .DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/simulate demo
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n 2 --dist loadgroup
@@ -27,9 +30,13 @@ protos: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)/.installed: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	touch $@ $(VENV)/.installed
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -30,13 +30,27 @@ def app_names() -> list[str]:
 def load_app(name: str, mods: Sequence[Mod] = ()) -> "ClientApp":
     """A new `ClientApp` with `mods` around its train and evaluate functions, the first outermost.
 
-    Raises `NotFound`, which lists what there is.
+    The app's own module is imported when a message first reaches it: a mod that answers by itself, as in the key phases of secure
+    aggregation, need not wait seconds for torch. Raises `NotFound`, which lists what there is.
     """
-    build: Callable[[Sequence[Mod]], ClientApp]
     if name in _BUILT_IN:
-        build = import_module(_BUILT_IN[name]).build
-        return build(mods)
+        return _deferred(lambda: import_module(_BUILT_IN[name]).build, mods)
     for point in entry_points(group=GROUP, name=name):
-        build = point.load()
-        return build(mods)
+        return _deferred(point.load, mods)
     raise NotFound(f"no client app {name!r} is installed on this device; there are {', '.join(app_names())}")
+
+
+def _deferred(load: Callable[[], Callable[[Sequence[Mod]], "ClientApp"]], mods: Sequence[Mod]) -> "ClientApp":
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp(mods=list(mods))
+    inner: list[ClientApp] = []
+
+    def pass_on(message: Any, context: Any) -> Any:
+        if not inner:
+            inner.append(load()(()))
+        return inner[0](message, context)
+
+    app.train()(pass_on)
+    app.evaluate()(pass_on)
+    return app

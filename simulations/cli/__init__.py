@@ -6,6 +6,7 @@ import click
 
 from shared.errors import ShoalError
 from simulations.cli.data import data
+from simulations.cli.demo import demo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,6 +16,7 @@ def cli() -> None:
 
 
 cli.add_command(data)
+cli.add_command(demo)
 
 
 def main() -> None:
