@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -123,8 +124,8 @@ def screen(console: Console) -> Screen:
 
 def closing_table(outcome: Outcome) -> Table:
     """Before and after, a line a device and one for the fleet."""
-    table = Table(title=outcome.title, title_justify="left", header_style="bold", pad_edge=False)
-    for heading in ("device", "accuracy", "model", "ms a request (p50)", "answered", "failed"):
+    table = Table(title=outcome.title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("device", "accuracy", "int8 model", "ms (p50)", "answered", "failed"):
         table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
     for one in outcome.devices:
         table.add_row(one.name, *_sides(one.before, one.after), f"{one.answered:,}", _failed(one.failed))

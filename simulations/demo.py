@@ -81,6 +81,7 @@ class Demo:
         answers = await loader.stop()
         facts = Facts(
             options_text=f"{self.options.devices} devices, {self.options.rounds} rounds",
+            prune_after=self.options.prune_after,
             started_at=started_at,
             ended_at=self.clock.now(),
             examples={name: len(data.y) for name, data in shares.own.items()},

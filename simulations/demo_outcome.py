@@ -17,6 +17,7 @@ class Facts:
     """Everything that the fleet told, before it is judged."""
 
     options_text: str
+    prune_after: int
     started_at: float
     ended_at: float
     examples: Mapping[str, int]
@@ -76,15 +77,16 @@ def _side(rollout: Rollout, answers: Answers, name: str) -> Side:
 
 def _round(facts: Facts, one: Round) -> RoundLine:
     counted = one.with_outcome("counted")
-    first = int(facts.releases[min(facts.releases)].report["parameters"])
-    trained = int(one.metrics.get("parameters", first))
+    first, final = (
+        int(facts.releases[number].report["parameters"]) for number in (facts.before.release, facts.job.release)
+    )
     return RoundLine(
         round=one.round,
         attempt=one.attempt,
         state=one.state,
         seconds=one.ended_at - one.started_at,
         accuracy=one.metrics.get("evaluate_eval_acc", NAN),
-        parameters=trained,
+        parameters=first if one.round <= facts.prune_after else final,
         counted=len(counted),
         recovered=len(one.with_outcome("recovered")),
         dropped=len(one.with_outcome("dropped")),
