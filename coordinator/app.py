@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -31,7 +32,7 @@ from coordinator.rpc.admin import AdminServicer, Nouns
 from coordinator.rpc.blobs import BlobsServicer
 from coordinator.rpc.enrolment import EnrolmentServicer
 from coordinator.rpc.metrics import MetricsServicer
-from coordinator.rpc.prometheus import FleetCollector, serve_metrics
+from coordinator.rpc.prometheus import FleetCollector, by_state, serve_metrics
 from coordinator.rpc.server import ServerIdentity, admin_server, enrolment_server, fleet_server
 from coordinator.rpc.session import SessionHub
 from coordinator.rpc.traffic import TrafficMeter
@@ -174,7 +175,12 @@ async def _listening(
     )
     two, ports["fleet"] = fleet_server(identify, registry, f"{config.host}:{config.fleet_port}", register_fleet)
     servers = [one, two, admin_server(registry, home.admin_socket, register_admin)]
-    collector = FleetCollector(registry.devices, hub.attached, parts.metrics)
+    rollouts, jobs = parts.nouns.rollouts, parts.nouns.jobs
+    sources = (
+        by_state("jobs", "Federated jobs by state", lambda: Counter(str(job.state) for job in jobs.jobs())),
+        by_state("rollouts", "Rollouts by state", lambda: Counter(str(one.state) for one in rollouts.rollouts())),
+    )
+    collector = FleetCollector(registry.devices, hub.attached, parts.metrics, sources)
     page = serve_metrics(collector, config.metrics_host, config.metrics_port)
     for server in servers:
         await server.start()

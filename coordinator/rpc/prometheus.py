@@ -60,6 +60,18 @@ class FleetCollector(Collector):
         return ()
 
 
+def by_state(name: str, what: str, counts: Callable[[], Mapping[str, int]]) -> Source:
+    """A source of one gauge, `shoal_fleet_NAME`, with a series a state."""
+
+    def gauge() -> Iterator[Metric]:
+        metric = Metric(f"shoal_fleet_{name}", what, "gauge")
+        for state, number in sorted(counts().items()):
+            metric.add_sample(metric.name, {"state": state}, number)
+        yield metric
+
+    return gauge
+
+
 def _of_fleet(devices: Sequence[Device], attached: Collection[DeviceId]) -> Iterator[Metric]:
     by_state = Counter(device.state for device in devices)
     states = Metric("shoal_fleet_devices", "Devices by state", "gauge")

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.fleet.device import Device
 from coordinator.fleet.states import DeviceState
-from coordinator.rpc.prometheus import MAX_SERIES_PER_DEVICE, FleetCollector, Source
+from coordinator.rpc.prometheus import MAX_SERIES_PER_DEVICE, FleetCollector, Source, by_state
 from coordinator.store.memory_fleet import MemoryMetricStore
 from shared.ids import DeviceId, digest_of
 from shared.session import Histogram, MetricBatch, Sample, Serving
@@ -165,3 +165,10 @@ def test_pending_devices_are_counted() -> None:
     page = Page()
     page.fleet.join("dev3", require_approval=True)
     assert page.series()[f"shoal_fleet_devices{{state={DeviceState.PENDING}}}"] == 1
+
+
+def test_jobs_and_rollouts_are_counted_by_state() -> None:
+    (metric,) = by_state("jobs", "Jobs by state", lambda: {"running": 2, "failed": 1})()
+
+    assert metric.name == "shoal_fleet_jobs"
+    assert {sample.labels["state"]: sample.value for sample in metric.samples} == {"running": 2, "failed": 1}
