@@ -7,9 +7,9 @@ A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8,
 pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal bytes, so a round's global weights are one blob.
 """
 
-import io
 import json
 import os
+import re
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -32,6 +32,12 @@ DEFAULT_TTL_S = 86_400.0
 REFUSED = ErrorCode.MOD_FAILED_PRECONDITION  # a mod on the device said no, and changed nothing
 APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 weighted_mean_of_metrics = aggregate_metricrecords  # what a stock strategy uses unless told otherwise
+# The format's version 1.0, as numpy.lib.format writes it for numbers and truth values.
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][biufc]\d{1,2})', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
 _KINDS: dict[str, type[MetricRecord] | type[ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
 
 
@@ -125,19 +131,24 @@ def _reply_metadata(request: Message) -> Metadata:
 
 
 def to_numpy(array: Array) -> NDArray[Any]:
-    """The array, read-only and without a copy. Raises `Malformed` unless the `.npy` bytes are what the fields say."""
-    stream = io.BytesIO(array.data)
+    """The array, read-only and without a copy. Raises `Malformed` unless the `.npy` bytes are what the fields say.
+
+    The header is matched, not evaluated: NumPy's own reader parses it with `ast`, whose state in CPython 3.11 is shared by all
+    threads, so that two jobs reading at once can fail ("AST constructor recursion depth mismatch").
+    """
+    if array.stype != SType.NUMPY:
+        raise Malformed(f"an array is serialized as {array.stype}")
+    found = _NPY.match(array.data)
     try:
-        if array.stype != SType.NUMPY:
-            raise ValueError(f"serialized as {array.stype}")
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream)
-        if dtype.hasobject or shape != tuple(array.shape) or str(dtype) != array.dtype:
+        if found is None or found.end() != 10 + int.from_bytes(array.data[8:10], "little"):
+            raise ValueError("no plain .npy header")
+        dtype = np.dtype(found["dtype"].decode())
+        shape = tuple(int(item) for item in found["shape"].decode().split(",") if item.strip())
+        if shape != tuple(array.shape) or str(dtype) != array.dtype:
             raise ValueError(f"holds {dtype} {shape}, not {array.dtype} {tuple(array.shape)}")
-        flat = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, EOFError) as error:
+        flat = np.frombuffer(array.data, dtype=dtype, offset=found.end())
+        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C")
+    except (ValueError, TypeError) as error:
         raise Malformed("an array is not what it says it is", detail=str(error)[:200]) from error
 
 

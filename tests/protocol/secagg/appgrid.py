@@ -11,7 +11,16 @@ from flwr.serverapp import Grid
 
 from coordinator.rounds.exchange import Outcome, Summary
 from edge_agent.secure_mod import ModPolicy, make_secure_mod
-from shared.flower import APP_RAISED, decode_records, encode_records, new_message, reply_error, reply_with, stamp
+from shared.flower import (
+    APP_RAISED,
+    decode_records,
+    encode_records,
+    new_message,
+    reply_error,
+    reply_with,
+    stamp,
+    to_numpy,
+)
 from shared.secagg.messages import RECORD, Phase
 from tests.protocol.secagg.kit import Authority
 
@@ -144,7 +153,7 @@ def start_arrays() -> ArrayRecord:
 def train(message: Message, context: Context) -> Message:
     """One deterministic step towards a point of the device's own; FedProx's term if it is asked for."""
     config = message.content.config_records["config"]
-    arrays = {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
+    arrays = {name: to_numpy(array) for name, array in message.content.array_records["arrays"].items()}
     rng = np.random.default_rng(context.node_id)
     mu = float(config.get("proximal-mu", 0.0))  # type: ignore[arg-type]
     new = {}
