@@ -1,19 +1,14 @@
 """Every touch of Flower's private names, and the encoding of its records, in one place.
 
 Flower's internals move between minor versions: `flwr==1.41.*` is pinned and `tests/unit/test_flower.py` checks each name used here.
-Importing this module silences Flower's telemetry and update check before flwr is loaded.
 
 A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8, everything else as JSON in the header. Nothing is
 pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal bytes, so a round's global weights are one blob.
 """
 
 import json
-import os
 import re
 from typing import Any
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
@@ -30,6 +25,7 @@ from shared.errors import Malformed
 
 DEFAULT_TTL_S = 86_400.0
 REFUSED = ErrorCode.MOD_FAILED_PRECONDITION  # a mod on the device said no, and changed nothing
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its own reader says
 APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 weighted_mean_of_metrics = aggregate_metricrecords  # what a stock strategy uses unless told otherwise
 # The format's version 1.0, as numpy.lib.format writes it for numbers and truth values.
@@ -200,24 +196,40 @@ def encode_records(records: RecordDict) -> bytes:
 def decode_records(blob: bytes) -> RecordDict:
     """The inverse of `encode_records`. Raises `Malformed` for anything that it did not write."""
     try:
-        header_size = int.from_bytes(blob[:8], "little")
-        layout = json.loads(json.loads(blob[8 : 8 + header_size])["__metadata__"]["records"])
-        tensors = load_tensors(blob)
+        layout, tensors = _open(blob)
         records = RecordDict()
         for index, entry in enumerate(layout):
             if entry["kind"] == "arrays":
                 records[entry["name"]] = ArrayRecord(
                     {
-                        key: Array(dtype, tuple(shape), stype, tensors[f"{index}/{place}"].tobytes())
+                        key: Array(dtype, tuple(shape), stype, bytes(tensors[f"{index}/{place}"]))
                         for place, (key, dtype, shape, stype) in enumerate(entry["arrays"])
                     }
                 )
             else:
                 values = {key: _from_json(value) for key, value in entry["values"].items()}
                 records[entry["name"]] = _KINDS[entry["kind"]](values)
-    except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Malformed("not a record blob", detail=str(error)[:200]) from error
     return records
+
+
+def _open(blob: bytes) -> tuple[Any, dict[str, memoryview]]:
+    """The layout and the vectors of bytes in a safetensors blob, which are not copied: its own reader copies them twice.
+
+    Raises `ValueError` unless they lie in it end to end, so no byte of it can be asked for twice, and other things for other lies.
+    """
+    start = 8 + int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8:start]) if start <= min(len(blob), MAX_HEADER_BYTES) else {}
+    layout = json.loads(header.pop("__metadata__")["records"])
+    body, at, tensors = memoryview(blob)[start:], 0, {}
+    for (begin, end), name, entry in sorted((entry["data_offsets"], name, entry) for name, entry in header.items()):
+        if begin != at or end < begin or (entry["dtype"], entry["shape"]) != ("U8", [end - begin]):
+            raise ValueError(f"tensor {name} is not the next vector of bytes")
+        tensors[name], at = body[begin:end], end
+    if at != len(body):
+        raise ValueError("bytes that belong to no tensor")
+    return layout, tensors
 
 
 def _to_json(value: Any) -> Any:

@@ -143,8 +143,6 @@ class ProcessTrainer:
                 "OPENBLAS_NUM_THREADS": threads,
                 "MALLOC_ARENA_MAX": "2",
                 "RUST_BACKTRACE": "0",  # printing one needs memory, and a panic for want of memory then never ends
-                "FLWR_TELEMETRY_ENABLED": "0",
-                "FLWR_DISABLE_UPDATE_CHECK": "1",
             },
         )
         self.starts += 1
