@@ -3,8 +3,9 @@
 This is the only place in the simulations that knows options and output of `coordinator` and `edge-agent`.
 """
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,10 @@ class Coordinator:
         """With ports that the system chooses; `run/ready.json` says which."""
         await self._call("init", "--port-base", "0")
 
-    async def serve(self) -> Child:
-        argv = [program("coordinator"), "serve", "--home", str(self.home)]
+    async def serve(self, ports: Mapping[str, int]) -> Child:
+        """`ports` by name, as in `run/ready.json`: where agents know it from before. Others are the system's choice."""
+        options = [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
+        argv = [program("coordinator"), "serve", *options, "--home", str(self.home)]
         return await self._processes.spawn("coordinator", argv)
 
     async def tokens(self, count: int) -> list[str]:
@@ -243,9 +246,11 @@ class Coordinator:
     async def rounds(self, name: str) -> tuple[Round, ...]:
         return tuple(round_(one) for one in await self._json("round", "list", name))
 
-    def watch_job(self, name: str) -> AsyncIterator[Event]:
-        """Its events from the first on, until it ends."""
-        return (event(one) async for one in self._watch("job", "watch", name))
+    async def watch_job(self, name: str) -> AsyncGenerator[Event, None]:
+        """Its events from the first on, until it ends. Close it to stop watching earlier."""
+        async with contextlib.aclosing(self._watch("job", "watch", name)) as lines:
+            async for line in lines:
+                yield event(line)
 
     async def start_rollout(self, model: str, number: int, plan: Path | None = None) -> Rollout:
         options = ["--plan", str(plan)] if plan else []
@@ -254,9 +259,11 @@ class Coordinator:
     async def rollout(self, name: str) -> Rollout:
         return rollout(await self._json("rollout", "show", name))
 
-    def watch_rollout(self, name: str) -> AsyncIterator[Rollout]:
-        """Snapshots until it ends."""
-        return (rollout(one) async for one in self._watch("rollout", "watch", name))
+    async def watch_rollout(self, name: str) -> AsyncGenerator[Rollout, None]:
+        """Snapshots until it ends. Close it to stop watching earlier."""
+        async with contextlib.aclosing(self._watch("rollout", "watch", name)) as lines:
+            async for line in lines:
+                yield rollout(line)
 
     async def audit(self, limit: int = 1000) -> list[Mapping[str, Any]]:
         return list(await self._json("audit", "--limit", str(limit)))
@@ -267,7 +274,7 @@ class Coordinator:
     async def _json(self, *words: str) -> Any:
         return parsed(await self._call(*words, "--json"), f"coordinator {' '.join(words[:2])}")
 
-    async def _watch(self, *words: str) -> AsyncIterator[Any]:
+    async def _watch(self, *words: str) -> AsyncGenerator[Any, None]:
         argv = [program("coordinator"), *words, "--json", "--home", str(self.home)]
         name = "-".join(["coordinator", *words])
         child = await self._processes.spawn(name, argv, talk=True)

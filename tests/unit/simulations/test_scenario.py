@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import simulations
-from coordinator.rounds.plan import JobSpec
+from coordinator.rounds.plan import JobSpec, Secure
 from shared.errors import ConfigError
 from shared.settings import load_toml, parse_toml
 from simulations.commands import Event, Round, RoundDevice
@@ -32,6 +33,12 @@ def test_every_shipped_scenario_is_valid_and_gives_a_job_that_the_coordinator_ta
         ("a fault on a device there is not", SMALL + '[[fault]]\nkind = "kill"\ndevice = 4\n', "the 3 there are"),
         ("no devices", SMALL.replace("devices = 3", "devices = 0"), "devices"),
         ("an impossible split", SMALL + "[data]\nalpha = 0.0\n", "alpha"),
+        (
+            "a kill of one of many in a process",
+            f'hosts = 1\n{SMALL}[[fault]]\nkind = "kill"\ndevice = 1\n',
+            "hosts = 0",
+        ),
+        ("more hosts than devices", f"hosts = 4\n{SMALL}", "hosts"),
         ("no name", SMALL.replace('name = "x"\ndevices', "devices"), "name"),
     ],
 )
@@ -45,6 +52,12 @@ def test_a_job_that_the_coordinator_would_refuse_is_refused_before_anything_star
     scenario = parse_toml(Scenario, text)
     with pytest.raises(ConfigError, match="later round"):
         scenario.job.job_toml(model="digits", public=Path("p"))
+
+
+def test_an_app_without_a_network_starts_from_arrays_and_names_no_model() -> None:
+    scenario = parse_toml(Scenario, SMALL.replace("image-classifier", "softmax"))
+    job = JobSpec.parse(replace(scenario.job, secure=Secure(enabled=False)).job_toml(arrays=Path("/somewhere/start")))
+    assert (job.model, job.public.data, job.start.arrays_file) == ("", "", "/somewhere/start")
 
 
 def test_a_fault_comes_at_its_phase_of_its_round_only() -> None:
@@ -69,6 +82,23 @@ def _round(number: int, *outcomes: str, state: str = "COMMITTED") -> Round:
 def test_only_what_was_asked_is_judged() -> None:
     checks = judge(Expect(failed_requests_at_most=-1), state="completed", rounds=[], failed=9)
     assert [(check.text, check.held) for check in checks] == [("the job ends completed", True)]
+
+
+def test_where_nothing_was_asked_no_request_can_have_failed() -> None:
+    texts = [check.text for check in judge(Expect(), state="completed", rounds=[], failed=None)]
+    assert texts == ["the job ends completed"]
+
+
+def test_the_accuracy_is_the_last_that_a_round_measured_of_its_own_model_first() -> None:
+    rounds = [
+        _round(1, "counted"),
+        replace(_round(2, "counted"), metrics={"evaluate_eval_acc": 0.9, "eval_acc_before": 0.1}),
+    ]
+    (_, found) = judge(
+        Expect(failed_requests_at_most=-1, accuracy_at_least=0.9), state="completed", rounds=rounds, failed=None
+    )
+    assert found.held
+    assert found.found == "0.9"
 
 
 def test_each_expectation_is_judged_by_what_was_found() -> None:
