@@ -1,14 +1,16 @@
 """Content-addressed storage: the SHA-256 of the bytes is their name, checked before they count as stored.
 
 `Blobs` is the port; `FolderBlobs` keeps them on local disk, `FsspecBlobs` under any fsspec URL (arrivals are staged on local disk),
-`MemoryBlobs` in memory. All pass `tests/contract/test_blobs.py`. An arrival is resumable: `received` says where to go on. Each
-sender's arrivals are its own, so two that send the same bytes at once do not meet.
+`MemoryBlobs` in memory, `SpillingBlobs` in memory while there is room. All pass `tests/contract/test_blobs.py`. An arrival is
+resumable: `received` says where to go on. Each sender's arrivals are its own, so two that send the same bytes at once do not meet.
 """
 
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -46,6 +48,10 @@ class Blobs(Protocol):
         """Add to an arrival. Raises `Malformed` when `offset` is not where it stands, `StorageFull`."""
         ...
 
+    def append_now(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> bool:
+        """`append`, if that needs no waiting for a disk or a network. False: it does, and nothing was changed."""
+        ...
+
     def finish(self, digest: Digest, *, sender: str = "") -> None:
         """End an arrival. Raises `DigestMismatch`, and forgets the arrival, unless the bytes are what the digest says."""
         ...
@@ -77,7 +83,7 @@ class MemoryBlobs:
         return len(self.read(digest))
 
     def open(self, digest: Digest, offset: int = 0) -> BinaryIO:
-        return io.BytesIO(self.read(digest)[offset:])
+        return _reader(self.read(digest), offset)
 
     def read(self, digest: Digest) -> bytes:
         try:
@@ -97,6 +103,10 @@ class MemoryBlobs:
         arrival = self._arrivals.setdefault((parse_digest(digest), sender), bytearray())
         _check_offset(len(arrival), offset)
         arrival += data
+
+    def append_now(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> bool:
+        self.append(digest, offset, data, sender=sender)
+        return True
 
     def finish(self, digest: Digest, *, sender: str = "") -> None:
         data = bytes(self._arrivals.pop((digest, sender), b""))
@@ -167,6 +177,9 @@ class FolderBlobs:
         with storage_errors("an arriving blob"), self._arrival(digest, sender).open("ab") as file:
             file.write(data)
 
+    def append_now(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> bool:
+        return False
+
     def finish(self, digest: Digest, *, sender: str = "") -> None:
         arrival = self._arrival(digest, sender)
         arrival.touch()
@@ -191,6 +204,100 @@ class FolderBlobs:
 
     def _arrival(self, digest: Digest, sender: str) -> Path:
         return self._arriving / (f"{parse_digest(digest)}.{parse_name(sender)}" if sender else parse_digest(digest))
+
+
+@dataclass
+class _Arrival:
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+
+class SpillingBlobs:
+    """In memory as long as all of it fits into `memory_bytes`, and what does not in `folder`: for what need not survive a crash.
+
+    An arrival that outgrows the room moves to the folder. Safe to call from any thread.
+    """
+
+    def __init__(self, folder: FolderBlobs, *, memory_bytes: int) -> None:
+        self._folder = folder
+        self._room = memory_bytes
+        self._lock = threading.Lock()
+        self._blobs: dict[Digest, bytes] = {}
+        self._arrivals: dict[tuple[Digest, str], _Arrival] = {}
+
+    def has(self, digest: Digest) -> bool:
+        return digest in self._blobs or self._folder.has(digest)
+
+    def size(self, digest: Digest) -> int:
+        found = self._blobs.get(digest)
+        return self._folder.size(digest) if found is None else len(found)
+
+    def open(self, digest: Digest, offset: int = 0) -> BinaryIO:
+        found = self._blobs.get(digest)
+        return self._folder.open(digest, offset) if found is None else _reader(found, offset)
+
+    def read(self, digest: Digest) -> bytes:
+        found = self._blobs.get(digest)
+        return self._folder.read(digest) if found is None else found
+
+    def write(self, data: bytes) -> Digest:
+        digest = digest_of(data)
+        with self._lock:
+            fits = len(data) <= self._room
+            if fits and digest not in self._blobs:
+                self._blobs[digest] = bytes(data)
+                self._room -= len(data)
+        return digest if fits else self._folder.write(data)
+
+    def received(self, digest: Digest, *, sender: str = "") -> int:
+        arrival = self._arrivals.get((digest, sender))
+        return self._folder.received(digest, sender=sender) if arrival is None else arrival.size
+
+    def append(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
+        if self.append_now(digest, offset, data, sender=sender):
+            return
+        with self._lock:
+            arrival = self._arrivals.pop((digest, sender), _Arrival())
+            self._room += arrival.size
+        if arrival.size:
+            self._folder.append(digest, 0, b"".join(arrival.pieces), sender=sender)
+        self._folder.append(digest, offset, data, sender=sender)
+
+    def append_now(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> bool:
+        key = (parse_digest(digest), sender)
+        with self._lock:
+            arrival = self._arrivals.get(key)
+            if len(data) > self._room or (arrival is None and self._folder.received(digest, sender=sender)):
+                return False
+            _check_offset(arrival.size if arrival else 0, offset)
+            arrival = self._arrivals.setdefault(key, _Arrival())
+            arrival.pieces.append(bytes(data))
+            arrival.size += len(data)
+            self._room -= len(data)
+        return True
+
+    def finish(self, digest: Digest, *, sender: str = "") -> None:
+        with self._lock:
+            arrival = self._arrivals.pop((digest, sender), None)
+        if arrival is None:  # in the folder, or it never began
+            self._folder.finish(digest, sender=sender)
+            return
+        data = b"".join(arrival.pieces)
+        found = digest_of(data)
+        with self._lock:
+            if found == digest and digest not in self._blobs:
+                self._blobs[digest] = data
+            else:
+                self._room += len(data)
+        _check_digest(digest, found)
+
+    def delete(self, digest: Digest) -> None:
+        with self._lock:
+            self._room += len(self._blobs.pop(digest, b""))
+        self._folder.delete(digest)
+
+    def digests(self) -> Iterator[Digest]:
+        return iter({*tuple(self._blobs), *self._folder.digests()})
 
 
 class FsspecBlobs:
@@ -234,6 +341,9 @@ class FsspecBlobs:
     def append(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
         self._staging.append(digest, offset, data, sender=sender)
 
+    def append_now(self, digest: Digest, offset: int, data: bytes, *, sender: str = "") -> bool:
+        return False
+
     def finish(self, digest: Digest, *, sender: str = "") -> None:
         self._staging.finish(digest, sender=sender)
         self.write(self._staging.read(digest))
@@ -248,6 +358,12 @@ class FsspecBlobs:
 
     def _key(self, digest: Digest) -> str:
         return f"{self._root}/{digest[:2]}/{parse_digest(digest)}"
+
+
+def _reader(data: bytes, offset: int) -> BinaryIO:
+    file = io.BytesIO(data)
+    file.seek(offset)
+    return file
 
 
 def _unknown(digest: Digest) -> NotFound:

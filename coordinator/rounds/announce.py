@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from coordinator.rounds.ports import JobStore
 from coordinator.rounds.round import Event, Job, RoundRow
-from coordinator.rounds.states import JobEvent, RoundState
+from coordinator.rounds.states import JobEvent
 from shared.ids import JobId
 
 Watcher = Callable[[JobId], None]
@@ -42,20 +42,20 @@ class AnnouncingStore:
         self._tell(job)
         return changed
 
-    def begin(self, row: RoundRow, event: Event) -> None:
-        self._inner.begin(row, event)
+    def begin(self, row: RoundRow, *events: Event) -> None:
+        self._inner.begin(row, *events)
         self._tell(row.job)
 
-    def advance(self, row: RoundRow, state: RoundState, event: Event) -> None:
-        self._inner.advance(row, state, event)
+    def advance(self, row: RoundRow, *events: Event) -> None:
+        self._inner.advance(row, *events)
         self._tell(row.job)
 
     def note(self, event: Event) -> None:
         self._inner.note(event)
         self._tell(event.job)
 
-    def commit(self, job: Job, row: RoundRow, event: Event) -> None:
-        self._inner.commit(job, row, event)
+    def commit(self, job: Job, row: RoundRow, *events: Event) -> None:
+        self._inner.commit(job, row, *events)
         self._tell(job.id)
 
     def abandon(self, row: RoundRow, event: Event) -> None:

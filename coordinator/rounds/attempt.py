@@ -29,6 +29,7 @@ from shared.secagg.messages import Phase
 
 Detail = Mapping[str, str | int | float]
 MAX_REASON = 500  # characters; a device may have written them
+SLOW_BYTES = 64 << 20  # of updates: adding up more takes long enough for somebody to watch
 
 _FATES: Mapping[Fate, Outcome] = {
     Fate.COUNTED: Outcome.COUNTED,
@@ -69,14 +70,16 @@ class Attempt:
         self._grid = FleetGrid(bench.fleet, ask, check=None if spec.secure.enabled else checked)
         self._summary: Summary | None = None
         self._judged: dict[NodeId, _Judged] = {}
+        self._unwritten: list[Event] = []
+        self._begun = False
         self.row = row
 
     def run(self, strategy: FedAvg, state: GlobalState) -> ArrayRecord:
-        """The new global arrays, on the shelf; the round's row is then ready to be committed.
+        """The new global arrays, on the shelf; the round's row and `unwritten` are then ready to be committed.
 
         Raises `RoundAborted` when too few devices take part.
         """
-        self._bench.store.begin(self.row, self._event("PLANNED", {}))
+        self._unwritten.append(self._event(RoundState.PLANNED, {}))
         try:
             load_state(strategy, state.kept, state.arrays)
             replies = self._train(strategy, state)
@@ -88,16 +91,32 @@ class Attempt:
             self._grid.close()
             self._fill_in_devices()
 
+    @property
+    def unwritten(self) -> tuple[Event, ...]:
+        """Transitions that had no effect yet that anybody could see; whoever writes the next one writes them with it."""
+        return tuple(self._unwritten)
+
+    def write(self) -> None:
+        """Put what is unwritten into the store."""
+        if self._begun and self._unwritten:
+            self._bench.store.advance(self.row, *self._unwritten)
+        elif self._unwritten:
+            self._bench.store.begin(self.row, *self._unwritten)
+        self._begun, self._unwritten = True, []
+
     # ---- steps
 
     def _train(self, strategy: FedAvg, state: GlobalState) -> list[Message]:
         self._grid.know(state.arrays, state.digest)
+        if not self._grid.choose_now():
+            self.write()  # PLANNED, which may last minutes
         config = ConfigRecord({**self._spec.train})
         messages = list(strategy.configure_train(self.row.round, state.arrays, config, self._grid))
         self._prepare(messages, state.model_json)
         for device in self._grid.chosen.values():
             self._bench.traffic.take(device.id)  # what it moved before this round
         self._advance(RoundState.SELECTED, {"devices": len(messages)})
+        self.write()
         grid = self._exchange_grid(self)
         replies = list(grid.send_and_receive(messages, timeout=self._spec.selection.round_timeout_s))
         if not self._spec.secure.enabled:
@@ -105,6 +124,8 @@ class Attempt:
             self._judge(replies)
             self._advance(RoundState.TRAINED, {"answers": sum(not reply.has_error() for reply in replies)})
         self._require_quorum()
+        if len(replies) * state.arrays.count_bytes() > SLOW_BYTES:
+            self.write()
         return replies
 
     def _aggregate(self, strategy: FedAvg, replies: list[Message], sent: ArrayRecord) -> ArrayRecord:
@@ -124,8 +145,10 @@ class Attempt:
             _require_finite(arrays)  # a narrower dtype holds less
         digest = self._bench.shelf.put(arrays)
         self._grid.know(arrays, digest)
-        self._advance(RoundState.AGGREGATED, {"examples": total})
         self.row = replace(self.row, total_weight=total, arrays_digest=digest, metrics=_plain(metrics))
+        self._advance(RoundState.AGGREGATED, {"examples": total})
+        if self._spec.evaluate.due(self.row.round) or self._spec.prune_after(self.row.round):
+            self.write()  # devices see the new arrays, or a worker is busy with them for minutes
         return arrays
 
     def _evaluate(self, strategy: FedAvg, arrays: ArrayRecord, model_json: str) -> None:
@@ -207,6 +230,8 @@ class Attempt:
     def phase(self, phase: Phase, outcomes: Mapping[int, SecureOutcome]) -> None:
         lost = sum(item.fate not in (Fate.PRESENT, Fate.COUNTED) for item in outcomes.values())
         self._advance(RoundState[phase.name], {"present": len(outcomes) - lost, "lost": lost})
+        if phase is not Phase.UNMASKED:  # the devices are told what follows from the others
+            self.write()
 
     def closed(self, summary: Summary) -> None:
         self._summary = summary
@@ -217,9 +242,9 @@ class Attempt:
     # ---- writing
 
     def _advance(self, state: RoundState, detail: Detail) -> None:
-        advance(self.row.state, state)
-        self._bench.store.advance(self.row, state, self._event(state, detail))
-        self.row = replace(self.row, state=state)
+        """Call `write` before the transition has an effect that anybody can see. Until then it may share a transaction."""
+        self.row = replace(self.row, state=advance(self.row.state, state))
+        self._unwritten.append(self._event(state, detail))
 
     def _event(self, kind: str, detail: Detail) -> Event:
         return Event(self.row.job, self.row.round, self.row.attempt, self._bench.clock.now(), str(kind), detail)

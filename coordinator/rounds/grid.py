@@ -140,6 +140,13 @@ class FleetGrid(Grid):
 
     # ---- for the attempt
 
+    def choose_now(self) -> bool:
+        """Select without waiting, if enough devices are here. False: they are not, and `get_node_ids` will wait for them."""
+        present = self._present()
+        if len(present) >= self._ask.selection.min_devices:
+            self._take(present)
+        return bool(self.chosen)
+
     def know(self, record: ArrayRecord, digest: Digest) -> None:
         """This record, encoded, is that blob already."""
         self._known[id(record)] = (record, Part(digest=digest))
@@ -158,13 +165,12 @@ class FleetGrid(Grid):
     # ---- inside
 
     def _choose(self) -> None:
-        needed = self._ask.selection.min_devices
-        enough = self._fleet.dispatcher.wait_for_devices(
-            lambda: len(self._present()) >= needed, self._ask.selection.wait_for_devices_s, self._ask.cancellation
-        )
-        present = self._present()
-        if not enough or len(present) < needed:
-            raise RoundAborted(f"{len(present)} devices are connected, {needed} are needed")
+        patience_s = self._ask.selection.wait_for_devices_s
+        if not self._fleet.dispatcher.wait_for_devices(self.choose_now, patience_s, self._ask.cancellation):
+            needed = self._ask.selection.min_devices
+            raise RoundAborted(f"{len(self._present())} devices are connected, {needed} are needed")
+
+    def _take(self, present: list[DeviceRef]) -> None:
         chosen = self._sample(present, self._ask.selection.how_many(len(present)))
         self.chosen = {device.node_id: device for device in chosen}
 

@@ -100,6 +100,7 @@ class JobLoop:
             try:
                 return self._attempt(attempted, job, spec, strategy, state)
             except _WORTH_ANOTHER_TRY as error:
+                attempted.write()
                 self._abandon(job, attempted.row, str(error))
                 cancellation.check()
                 if attempt == last:
@@ -120,7 +121,7 @@ class JobLoop:
         if (step := spec.prune_after(row.round)) is not None:
             new = self._prune(new, step.ratio, spec.public.data)
             detail["pruned"] = step.ratio
-        return self._commit(job, replace(row, arrays_digest=new.digest), old, new, detail)
+        return self._commit(job, replace(row, arrays_digest=new.digest), new, detail, attempted.unwritten)
 
     def _prune(self, state: GlobalState, ratio: float, public_data: str) -> GlobalState:
         """A smaller network has other arrays: the strategy's memory of the old ones means nothing to it and starts afresh."""
@@ -131,7 +132,7 @@ class JobLoop:
         return GlobalState(arrays, digest, smaller.model_json)
 
     def _commit(
-        self, job: Job, row: RoundRow, old: GlobalState, new: GlobalState, detail: Detail
+        self, job: Job, row: RoundRow, new: GlobalState, detail: Detail, unwritten: tuple[Event, ...]
     ) -> tuple[Job, GlobalState]:
         committed = replace(
             job,
@@ -142,7 +143,7 @@ class JobLoop:
         )
         row = replace(row, state=RoundState.COMMITTED, ended_at=self._bench.clock.now())
         event = Event(job.id, row.round, row.attempt, row.ended_at, RoundState.COMMITTED, detail)
-        self._store.commit(committed, row, event)
+        self._store.commit(committed, row, *unwritten, event)
         self._bench.shelf.drop(job.arrays_digest, job.strategy_digest)
         _log.info("round committed", job=job.name, round=row.round, attempt=row.attempt, **detail)
         return committed, new

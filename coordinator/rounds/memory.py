@@ -5,8 +5,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coordinator.rounds.round import Event, Job, RoundRow, check_commit, ended_job, no_job
-from coordinator.rounds.states import ENDED, JobEvent, RoundState, advance, after
+from coordinator.rounds.round import (
+    Event,
+    Job,
+    RoundRow,
+    check_commit,
+    committed_state,
+    ended_job,
+    first_state,
+    no_job,
+)
+from coordinator.rounds.states import ENDED, JobEvent, RoundState, advance, after, walk
 from shared.errors import Conflict, NotFound
 from shared.ids import JobId
 
@@ -55,28 +64,28 @@ class MemoryJobStore:
             self._append(event)
             return changed
 
-    def begin(self, row: RoundRow, event: Event) -> None:
+    def begin(self, row: RoundRow, *events: Event) -> None:
         with self._lock:
             if _place(row) in self._rounds:
                 raise Conflict(f"attempt {row.attempt} at round {row.round} was begun already")
-            self._rounds[_place(row)] = replace(row, state=RoundState.PLANNED)
-            self._append(event)
+            self._rounds[_place(row)] = replace(row, state=first_state(events))
+            self._append(*events)
 
-    def advance(self, row: RoundRow, state: RoundState, event: Event) -> None:
+    def advance(self, row: RoundRow, *events: Event) -> None:
         with self._lock:
             old = self._row(row)
-            self._rounds[_place(row)] = replace(old, state=advance(old.state, state))
-            self._append(event)
+            self._rounds[_place(row)] = replace(old, state=walk(old.state, (event.kind for event in events)))
+            self._append(*events)
 
     def note(self, event: Event) -> None:
         with self._lock:
             self._append(event)
 
-    def commit(self, job: Job, row: RoundRow, event: Event) -> None:
+    def commit(self, job: Job, row: RoundRow, *events: Event) -> None:
         with self._lock:
             old = self._get(job.id)
             check_commit(old, job, row)
-            state = advance(self._row(row).state, RoundState.COMMITTED)
+            state = committed_state(self._row(row).state, events)
             self._jobs[job.id] = replace(
                 old,
                 round=job.round,
@@ -85,7 +94,7 @@ class MemoryJobStore:
                 strategy_digest=job.strategy_digest,
             )
             self._rounds[_place(row)] = _sealed(row, state)
-            self._append(event)
+            self._append(*events)
 
     def abandon(self, row: RoundRow, event: Event) -> None:
         with self._lock:
@@ -130,8 +139,9 @@ class MemoryJobStore:
             raise NotFound(f"no attempt {row.attempt} at round {row.round} of job {row.job}")
         return self._rounds[_place(row)]
 
-    def _append(self, event: Event) -> None:
-        self._events.append(replace(event, id=len(self._events) + 1))
+    def _append(self, *events: Event) -> None:
+        for event in events:
+            self._events.append(replace(event, id=len(self._events) + 1))
 
 
 def _sealed(row: RoundRow, state: RoundState) -> RoundRow:

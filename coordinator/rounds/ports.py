@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from coordinator.rounds.round import DeviceRef, Event, Job, RoundRow
-from coordinator.rounds.states import JobEvent, RoundState
+from coordinator.rounds.states import JobEvent
 from shared.errors import Unsupported
 from shared.ids import DeviceId, JobId
 from shared.settings import Scalar
@@ -15,6 +15,7 @@ class JobStore(Protocol):
     """Jobs, rounds and their history. Each method is one transaction; what it returned from is durable.
 
     Transitions are judged by the tables of `states` against what is stored: an illegal one raises `Conflict` and changes nothing.
+    A round's events are named for the states that they lead to; several in one call are several transitions, in that order.
     """
 
     def create(self, job: Job, event: Event) -> Job:
@@ -37,21 +38,22 @@ class JobStore(Protocol):
         """Put a job through `trigger`. `release` is kept if it is 0. An end is dated by the event."""
         ...
 
-    def begin(self, row: RoundRow, event: Event) -> None:
-        """A new attempt at a round, in the state PLANNED."""
+    def begin(self, row: RoundRow, *events: Event) -> None:
+        """A new attempt at a round. The first event is PLANNED."""
         ...
 
-    def advance(self, row: RoundRow, state: RoundState, event: Event) -> None:
-        """Write a transition before its effect is visible."""
+    def advance(self, row: RoundRow, *events: Event) -> None:
+        """Write transitions, before the effect of the first of them is visible."""
         ...
 
     def note(self, event: Event) -> None:
         """A line of history that changes no state."""
         ...
 
-    def commit(self, job: Job, row: RoundRow, event: Event) -> None:
+    def commit(self, job: Job, row: RoundRow, *events: Event) -> None:
         """The round counts from now on: the job's global state, the round's row and every device's outcome, at once.
 
+        The last event is COMMITTED; those before it had no effect that anybody saw.
         Of `job`, the round, the digests and the model are written. Raises `Conflict` unless its round follows the last
         committed one and the job still runs.
         """

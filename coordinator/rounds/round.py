@@ -1,10 +1,10 @@
 """Jobs and rounds as values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from coordinator.rounds.states import JOB_ENDED, JobState, RoundState
+from coordinator.rounds.states import JOB_ENDED, JobState, RoundState, walk
 from shared.errors import Conflict, NotFound
 from shared.ids import DeviceId, Digest, JobId, NodeId
 
@@ -98,6 +98,21 @@ def check_commit(stored: Job, job: Job, row: RoundRow) -> None:
         raise Conflict(
             f"round {row.round} of job {job.id} does not follow round {stored.round}, the last committed one"
         )
+
+
+def first_state(events: Sequence[Event]) -> RoundState:
+    """The state of an attempt that begins with these events. Raises `Conflict`."""
+    if not events or events[0].kind != RoundState.PLANNED:
+        raise Conflict(f"an attempt begins {RoundState.PLANNED}")
+    return walk(RoundState.PLANNED, (event.kind for event in events[1:]))
+
+
+def committed_state(stored: RoundState, events: Sequence[Event]) -> RoundState:
+    """The state after the events of a commit. Raises `Conflict` unless they lead there."""
+    state = walk(stored, (event.kind for event in events))
+    if state is not RoundState.COMMITTED:
+        raise Conflict(f"a commit ends {RoundState.COMMITTED}, not {state}")
+    return state
 
 
 def ended_job(job: Job, at: float, reason: str, release: int) -> Job:

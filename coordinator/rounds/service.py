@@ -152,6 +152,10 @@ class JobService:
     def events(self, id_or_name: str, after_id: int = 0) -> list[Event]:
         return self._store.events(self._store.job(id_or_name).id, after_id)
 
+    def news(self, job: JobId, after_id: int) -> list[Event]:
+        """What a known job's history gained after that event."""
+        return self._store.events(job, after_id)
+
     def subscribe(self, watcher: Watcher) -> Callable[[], None]:
         """Call `watcher` with a job's id whenever its history grew, on the thread that wrote it. Returns what ends this."""
         return self._store.subscribe(watcher)

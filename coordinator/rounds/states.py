@@ -1,6 +1,6 @@
 """The tables of a round and of a job. A transition is a row in `round_events` before its effect is visible."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from shared.errors import Conflict
@@ -39,6 +39,15 @@ def advance(state: RoundState, to: RoundState) -> RoundState:
     if to in _NEXT[state] or (to is RoundState.ABANDONED and state not in ENDED):
         return to
     raise Conflict(f"a round that is {state} does not become {to}")
+
+
+def walk(state: RoundState, kinds: Iterable[str]) -> RoundState:
+    """`advance` from one event's kind to the next. Raises `Conflict`, also for a kind that is no state."""
+    for kind in kinds:
+        if kind not in RoundState.__members__:
+            raise Conflict(f"{kind} is no state of a round")
+        state = advance(state, RoundState(kind))
+    return state
 
 
 class JobState(StrEnum):

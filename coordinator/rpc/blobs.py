@@ -1,36 +1,40 @@
 """`fleet.v1.Blobs`: content-addressed, resumable, digest checked at the end.
 
-Lasting blobs (models, global weights) and a round's updates live in two stores: updates go to an inbox that need not survive a
-crash, since a round that did not commit is run again.
+Lasting blobs (models, global weights) and a round's updates live in two stores: updates go to an inbox, in memory while there is
+room, that need not survive a crash, since a round that did not commit is run again.
 """
 
 import asyncio
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from coordinator.rpc.interceptors import calling_device
+from coordinator.rpc.pieces import CutBlobs
 from coordinator.rpc.traffic import TrafficMeter
 from protos.fleet.v1 import blobs_pb2, blobs_pb2_grpc
-from shared.blobs import Blobs, FolderBlobs
+from shared.blobs import Blobs, FolderBlobs, SpillingBlobs
 from shared.errors import Malformed
 from shared.ids import DeviceId, Digest, parse_digest
-from shared.transfer import open_piece, pieces
+from shared.transfer import open_piece
+
+INBOX_MEMORY_BYTES = 256 << 20  # of updates that wait to be summed; what is more goes to disk
 
 
-def fresh_inbox(folder: Path) -> FolderBlobs:
+def fresh_inbox(folder: Path, *, memory_bytes: int = INBOX_MEMORY_BYTES) -> SpillingBlobs:
     """An empty inbox: what a former process left there belongs to rounds that are run again."""
     shutil.rmtree(folder, ignore_errors=True)
-    return FolderBlobs(folder, durable=False)
+    return SpillingBlobs(FolderBlobs(folder, durable=False), memory_bytes=memory_bytes)
 
 
 class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
-    """Devices read `lasting` and write `inbox`. Whatever touches a store runs in a thread: it may be remote, and compressing or
-    hashing a large blob takes longer than other devices want to wait."""
+    """Devices read `lasting` and write `inbox`. Whatever may have to wait for a store, compress or hash runs in a thread."""
 
     def __init__(self, lasting: Blobs, inbox: Blobs, traffic: TrafficMeter, *, max_bytes: int) -> None:
         self._lasting = lasting
+        self._cut = CutBlobs(lasting)
         self._inbox = inbox
         self._traffic = traffic
         self._max_bytes = max_bytes
@@ -49,37 +53,34 @@ class BlobsServicer(blobs_pb2_grpc.BlobsServicer):
         total = await asyncio.to_thread(self._lasting.size, digest)
         if request.offset > total:
             raise Malformed(f"the blob ends at byte {total}")
-        with await asyncio.to_thread(self._lasting.open, digest, request.offset) as file:
-            cut = pieces(file, compress=blobs_pb2.ZSTD in request.accept)
-            while (piece := await asyncio.to_thread(next, cut, None)) is not None:
-                data, is_frame = piece
-                self._traffic.sent(device, len(data))
-                encoding = blobs_pb2.ZSTD if is_frame else blobs_pb2.IDENTITY
-                yield blobs_pb2.FetchChunk(total_size=total, encoding=encoding, data=data)
+        compress = blobs_pb2.ZSTD in request.accept
+        async with aclosing(self._cut.chunks(digest, total, request.offset, compress=compress)) as chunks:
+            async for chunk in chunks:
+                self._traffic.sent(device, chunk.size)
+                yield chunk.message
 
     async def Put(self, request_iterator: AsyncIterator[blobs_pb2.PutChunk], context: Any) -> blobs_pb2.PutResponse:
         device = calling_device().id
         digest, size, offset = None, 0, 0
         async for chunk in request_iterator:
-            self._traffic.received(device, len(chunk.data))
+            data = chunk.data  # once: each look makes a copy
+            self._traffic.received(device, len(data))
             if digest is None:
                 digest, size, offset = parse_digest(chunk.digest), chunk.size, chunk.offset
                 if size > self._max_bytes:
                     raise Malformed(f"a blob of {size} bytes; {self._max_bytes} are allowed")
                 if self._inbox.has(digest):
                     return blobs_pb2.PutResponse(size=size)
-            offset = await asyncio.to_thread(self._append, digest, device, offset, size, chunk)
+            if chunk.encoding == blobs_pb2.ZSTD:
+                data = await asyncio.to_thread(open_piece, data, is_frame=True)
+            if offset + len(data) > size:
+                raise Malformed(f"more bytes than the {size} that were announced")
+            if not self._inbox.append_now(digest, offset, data, sender=device):
+                await asyncio.to_thread(self._inbox.append, digest, offset, data, sender=device)
+            offset += len(data)
         if digest is None:
             raise Malformed("a Put without a chunk")
         if offset < size:
             raise Malformed(f"the Put ended at byte {offset} of {size}; resume there")
         await asyncio.to_thread(self._inbox.finish, digest, sender=device)
         return blobs_pb2.PutResponse(size=size)
-
-    def _append(self, digest: Digest, device: DeviceId, offset: int, size: int, chunk: blobs_pb2.PutChunk) -> int:
-        """Returns where the arrival stands then."""
-        data = open_piece(chunk.data, is_frame=chunk.encoding == blobs_pb2.ZSTD)
-        if offset + len(data) > size:
-            raise Malformed(f"more bytes than the {size} that were announced")
-        self._inbox.append(digest, offset, data, sender=device)
-        return offset + len(data)

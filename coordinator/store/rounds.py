@@ -7,8 +7,19 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.rounds.round import DeviceRow, Event, Job, Outcome, RoundRow, check_commit, ended_job, no_job
-from coordinator.rounds.states import ENDED, JobEvent, JobState, RoundState, advance, after
+from coordinator.rounds.round import (
+    DeviceRow,
+    Event,
+    Job,
+    Outcome,
+    RoundRow,
+    check_commit,
+    committed_state,
+    ended_job,
+    first_state,
+    no_job,
+)
+from coordinator.rounds.states import ENDED, JobEvent, JobState, RoundState, advance, after, walk
 from coordinator.store.engine import reading, transaction
 from coordinator.store.tables import jobs, round_devices, round_events, rounds
 from shared.errors import Conflict, NotFound
@@ -66,36 +77,36 @@ class SqlJobStore:
             _append(connection, event)
             return changed
 
-    def begin(self, row: RoundRow, event: Event) -> None:
+    def begin(self, row: RoundRow, *events: Event) -> None:
+        values = {**_round_values(row), "state": first_state(events).value}
         try:
             with transaction(self._engine) as connection:
-                values = {**_round_values(row), "state": RoundState.PLANNED.value}
-                connection.execute(insert(rounds).values(**values))
-                _append(connection, event)
+                connection.execute(insert(rounds), values)
+                _append(connection, *events)
         except IntegrityError as error:
             raise Conflict(f"attempt {row.attempt} at round {row.round} was begun already, or has no job") from error
 
-    def advance(self, row: RoundRow, state: RoundState, event: Event) -> None:
+    def advance(self, row: RoundRow, *events: Event) -> None:
         with transaction(self._engine) as connection:
-            to = advance(_locked_state(connection, row), state)
+            to = walk(_locked_state(connection, row), (event.kind for event in events))
             connection.execute(update(rounds).where(_is(row)).values(state=to.value))
-            _append(connection, event)
+            _append(connection, *events)
 
     def note(self, event: Event) -> None:
         with transaction(self._engine) as connection:
             _append(connection, event)
 
-    def commit(self, job: Job, row: RoundRow, event: Event) -> None:
+    def commit(self, job: Job, row: RoundRow, *events: Event) -> None:
         with transaction(self._engine) as connection:
             check_commit(_locked_job(connection, job.id), job, row)
             values = {key: _job_values(job)[key] for key in ("round", "arrays_digest", "model_json", "strategy_digest")}
             connection.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
-            _end(connection, row, RoundState.COMMITTED)
-            _append(connection, event)
+            _end(connection, row, committed_state(_locked_state(connection, row), events))
+            _append(connection, *events)
 
     def abandon(self, row: RoundRow, event: Event) -> None:
         with transaction(self._engine) as connection:
-            _end(connection, row, RoundState.ABANDONED)
+            _end(connection, row, advance(_locked_state(connection, row), RoundState.ABANDONED))
             _append(connection, event)
 
     def abandon_open(self, job: JobId, event: Event) -> int:
@@ -162,23 +173,25 @@ def _is(row: RoundRow) -> Any:
 
 def _end(connection: Connection, row: RoundRow, state: RoundState) -> None:
     """The attempt's last transition, with everything that is known about it by then."""
-    values = {**_round_values(row), "state": advance(_locked_state(connection, row), state).value}
+    values = {**_round_values(row), "state": state.value}
     connection.execute(update(rounds).where(_is(row)).values(**values))
     if row.devices:
         connection.execute(insert(round_devices), [_device_values(row, device) for device in row.devices])
 
 
-def _append(connection: Connection, event: Event) -> None:
-    connection.execute(
-        insert(round_events).values(
-            job_id=event.job,
-            round=event.round,
-            attempt=event.attempt,
-            at=event.at,
-            kind=event.kind,
-            detail=dict(event.detail),
-        )
-    )
+def _append(connection: Connection, *events: Event) -> None:
+    values = [
+        {
+            "job_id": event.job,
+            "round": event.round,
+            "attempt": event.attempt,
+            "at": event.at,
+            "kind": event.kind,
+            "detail": dict(event.detail),
+        }
+        for event in events
+    ]
+    connection.execute(insert(round_events), values)
 
 
 def _job_values(job: Job) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.blobs import Blobs, FolderBlobs, FsspecBlobs, MemoryBlobs
+from shared.blobs import Blobs, FolderBlobs, FsspecBlobs, MemoryBlobs, SpillingBlobs
 from shared.errors import DigestMismatch, Malformed, NotFound, StorageFull
 from shared.ids import Digest, digest_of
 
@@ -19,6 +19,9 @@ KINDS: dict[str, Callable[[Path], Blobs]] = {
     "memory": lambda _: MemoryBlobs(),
     "folder": lambda folder: FolderBlobs(folder / "blobs"),
     "folder, not durable": lambda folder: FolderBlobs(folder / "blobs", durable=False),
+    "spilling": lambda folder: SpillingBlobs(FolderBlobs(folder / "blobs", durable=False), memory_bytes=1 << 20),
+    "spilling, little room": lambda folder: SpillingBlobs(FolderBlobs(folder / "blobs", durable=False), memory_bytes=5),
+    "spilling, no room": lambda folder: SpillingBlobs(FolderBlobs(folder / "blobs", durable=False), memory_bytes=0),
     "fsspec, local": lambda folder: FsspecBlobs(f"file://{folder}/remote", folder / "staging"),
     "fsspec, memory": lambda folder: FsspecBlobs(f"memory://{uuid.uuid4().hex}", folder / "staging"),
 }
@@ -116,6 +119,18 @@ def test_two_senders_of_the_same_bytes_do_not_meet(blobs: Blobs) -> None:
     assert list(blobs.digests()) == [digest]
 
 
+def test_an_append_that_cannot_be_done_at_once_changes_nothing(blobs: Blobs) -> None:
+    digest = digest_of(b"weights")
+
+    done = blobs.append_now(digest, 0, b"weights")
+
+    assert blobs.received(digest) == (7 if done else 0)
+    if not done:
+        blobs.append(digest, 0, b"weights")
+    blobs.finish(digest)
+    assert blobs.read(digest) == b"weights"
+
+
 @pytest.mark.parametrize("evil", ["../../etc/passwd", "", "A" * 64, "0" * 63, "0" * 64 + "/x"])
 def test_a_digest_that_is_a_path_goes_nowhere(blobs: Blobs, evil: str, tmp_path: Path) -> None:
     with pytest.raises(Malformed):
@@ -135,6 +150,43 @@ def test_pieces_of_any_size_make_the_whole(blobs: Blobs, data: bytes, cuts: list
 
     assert blobs.read(digest) == data
     blobs.delete(digest)
+
+
+def test_what_outgrows_the_memory_goes_on_in_the_folder(tmp_path: Path) -> None:
+    folder = FolderBlobs(tmp_path, durable=False)
+    blobs = SpillingBlobs(folder, memory_bytes=10)
+    one, two = digest_of(b"0123456"), digest_of(b"abcdef")
+    assert blobs.append_now(one, 0, b"0123")
+    assert blobs.append_now(two, 0, b"abc")
+
+    assert not blobs.append_now(one, 4, b"4567")
+    blobs.append(one, 4, b"456")
+    assert folder.received(one) == 0
+
+    assert not blobs.append_now(two, 3, b"def")
+    blobs.append(two, 3, b"def")
+    assert folder.received(two) == 6
+    assert blobs.append_now(one, 7, b"")
+    blobs.finish(one)
+    blobs.finish(two)
+
+    assert (blobs.read(one), blobs.read(two)) == (b"0123456", b"abcdef")
+    assert (folder.has(one), folder.has(two)) == (False, True)
+    assert sorted(blobs.digests()) == sorted([one, two])
+
+
+def test_room_is_given_back_when_a_blob_is_deleted_refused_or_there_already(tmp_path: Path) -> None:
+    blobs = SpillingBlobs(FolderBlobs(tmp_path, durable=False), memory_bytes=7)
+    digest = digest_of(b"weights")
+    for _ in range(3):
+        assert blobs.append_now(digest, 0, b"weights", sender="dev1")
+        blobs.finish(digest, sender="dev1")
+        blobs.delete(digest)
+        assert blobs.append_now(digest, 0, b"poison!", sender="dev1")
+        with pytest.raises(DigestMismatch):
+            blobs.finish(digest, sender="dev1")
+    assert blobs.write(b"weights") == blobs.write(b"weights") == digest
+    assert list(tmp_path.rglob("*.*")) == []
 
 
 @contextmanager

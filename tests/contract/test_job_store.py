@@ -64,7 +64,7 @@ def aggregated(store: JobStore, number: int = 1, attempt: int = 1) -> RoundRow:
     begun = row(number, attempt)
     store.begin(begun, event("PLANNED", number, attempt))
     for state in PATH:
-        store.advance(begun, state, event(state, number, attempt))
+        store.advance(begun, event(state, number, attempt))
     return replace(
         begun,
         state=RoundState.COMMITTED,
@@ -166,6 +166,37 @@ def test_a_commit_writes_job_round_devices_and_event_together(store: JobStore) -
     assert store.events(JobId("job-1"))[-1].kind == "COMMITTED"
 
 
+def test_several_transitions_in_one_call_are_all_in_the_history_in_order(store: JobStore) -> None:
+    old = running(store)
+    done = replace(aggregated(store, 1, 1), attempt=2)
+    store.begin(row(1, 2), event("PLANNED", 1, 2), event("SELECTED", 1, 2))
+    assert store.rounds(JobId("job-1"))[-1].state is RoundState.SELECTED
+
+    store.commit(following(old), done, *(event(kind, 1, 2) for kind in ("TRAINED", "AGGREGATED", "COMMITTED")))
+
+    assert store.rounds(JobId("job-1"))[-1] == done
+    kinds = [item.kind for item in store.events(JobId("job-1")) if item.attempt == 2]
+    assert kinds == ["PLANNED", "SELECTED", "TRAINED", "AGGREGATED", "COMMITTED"]
+
+
+def test_of_several_transitions_one_that_is_illegal_undoes_all(store: JobStore) -> None:
+    old = running(store)
+    store.begin(row(), event("PLANNED", 1, 1), event("SELECTED", 1, 1))
+    before = snapshot(store)
+
+    for kinds in (["TRAINED", "KEYS"], ["TRAINED", "job.running"], ["TRAINED", "SELECTED"]):
+        with pytest.raises(Conflict):
+            store.advance(row(), *(event(kind, 1, 1) for kind in kinds))
+    for kinds in (["TRAINED", "AGGREGATED"], ["TRAINED", "COMMITTED"], []):
+        with pytest.raises(Conflict):
+            store.commit(following(old), replace(row(), devices=ROWS), *(event(kind, 1, 1) for kind in kinds))
+    for kinds in (["SELECTED"], ["PLANNED", "TRAINED"], []):
+        with pytest.raises(Conflict):
+            store.begin(row(1, 2), *(event(kind, 1, 2) for kind in kinds))
+
+    assert snapshot(store) == before
+
+
 def test_a_commit_does_not_undo_a_stop_that_came_meanwhile(store: JobStore) -> None:
     old = running(store)
     done = aggregated(store)
@@ -206,11 +237,11 @@ def test_a_round_that_was_not_aggregated_cannot_be_committed(store: JobStore) ->
     with pytest.raises(Conflict):
         store.commit(following(old), replace(row(), devices=ROWS), event("COMMITTED", 1, 1))
     with pytest.raises(Conflict):
-        store.advance(row(), RoundState.AGGREGATED, event("AGGREGATED", 1, 1))
+        store.advance(row(), event("AGGREGATED", 1, 1))
     with pytest.raises(Conflict):
         store.begin(row(), event("PLANNED", 1, 1))
     with pytest.raises(NotFound):
-        store.advance(row(3), RoundState.SELECTED, event("SELECTED", 3, 1))
+        store.advance(row(3), event("SELECTED", 3, 1))
     assert snapshot(store) == before
 
 

@@ -191,7 +191,7 @@ def test_an_attempt_that_fails_after_aggregation_leaves_no_trace_in_the_strategy
     place: Place, strategy: str
 ) -> None:
     usual = place.arrays(place.run(place.toml(strategy)))
-    full = FaultyStore(place.store, fail_at=("advance", 2, "AGGREGATED"), error=StorageFull("no space"))
+    full = FaultyStore(place.store, fail_at=("commit", 2, ""), error=StorageFull("no space"))
 
     service = place.start_service(full)
     job = service.wait(service.submit(place.toml(strategy)).id, 30.0)
