@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -29,7 +28,7 @@ from coordinator.rounds.grid import Fleet as RoundFleet
 from coordinator.rounds.loop import Workshop
 from coordinator.rounds.service import JobService
 from coordinator.rpc.admin import AdminServicer, Nouns
-from coordinator.rpc.blobs import BlobsServicer
+from coordinator.rpc.blobs import BlobsServicer, fresh_inbox
 from coordinator.rpc.enrolment import EnrolmentServicer
 from coordinator.rpc.metrics import MetricsServicer
 from coordinator.rpc.prometheus import FleetCollector, by_state, serve_metrics
@@ -42,6 +41,7 @@ from coordinator.store.migrate import upgrade
 from coordinator.store.releases import SqlReleaseStore
 from coordinator.store.rounds import SqlJobStore
 from protos.fleet.v1 import admin_pb2_grpc, blobs_pb2_grpc, enrolment_pb2_grpc, metrics_pb2_grpc, session_pb2_grpc
+from shared.allocator import keep_freed_memory
 from shared.blobs import Blobs, FolderBlobs, FsspecBlobs
 from shared.bundle import inspect_bundle
 from shared.clock import Clock, SystemClock
@@ -55,6 +55,7 @@ _log = structlog.get_logger()
 DAY_S = 86_400.0
 SERVER_CERTIFICATE_DAYS = 30.0
 STOP_GRACE_S = 5.0
+_KEPT_MEMORY_MIB = 128
 
 
 def initialise(home: Home, config: CoordinatorConfig) -> str:
@@ -80,6 +81,7 @@ def initialise(home: Home, config: CoordinatorConfig) -> str:
 def serve(home: Home, config: CoordinatorConfig) -> None:
     """Run until SIGTERM or SIGINT. Raises `Conflict` when another coordinator runs in this home."""
     configure_logs(level=config.log_level, as_json=config.log_json)
+    keep_freed_memory(_KEPT_MEMORY_MIB)
     with _alone(home):
         asyncio.run(_serve(home, config))
 
@@ -124,8 +126,7 @@ def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: C
         SqlFleetStore(engine), authority, clock, certificate_valid_s=config.device_certificate_days * DAY_S
     )
     blobs = _open_blobs(home, config)
-    shutil.rmtree(home.inbox, ignore_errors=True)  # updates of rounds that were never committed
-    inbox = FolderBlobs(home.inbox, durable=False)
+    inbox = fresh_inbox(home.inbox)
     hub = SessionHub(registry, heartbeat_s=config.heartbeat_s)
     traffic = TrafficMeter()
     directory = FleetDirectory(registry)

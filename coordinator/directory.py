@@ -5,7 +5,6 @@ from coordinator.fleet.registry import Registry
 from coordinator.fleet.states import DeviceState
 from coordinator.releases.release import DeviceRef as ReleaseDevice
 from coordinator.rounds.round import DeviceRef as RoundDevice
-from shared.ids import DeviceId
 
 
 class FleetDirectory:
@@ -27,9 +26,6 @@ class ReleaseDirectory:
 
     def members(self, cohort: str) -> list[ReleaseDevice]:
         return [ReleaseDevice(device.id, device.name, device.labels) for device in _active(self._registry, cohort)]
-
-    def certificate(self, device: DeviceId) -> bytes:
-        return self._registry.device(device).certificate_der
 
 
 def _active(registry: Registry, cohort: str) -> list[Device]:

@@ -23,6 +23,7 @@ from edge_agent.trainer.process import Limits, ProcessTrainer
 from edge_agent.trainer.worker import WorkerSettings
 from edge_agent.updater import Updater
 from edge_agent.updater.tools import Tools
+from shared.allocator import keep_freed_memory
 from shared.clock import Clock, SystemClock
 from shared.errors import Conflict
 from shared.learning.profile import Profile
@@ -30,6 +31,7 @@ from shared.observe import configure_logs
 from shared.signing.trust import Trust
 
 _LOCK_FILE = "agent.lock"
+_KEPT_MEMORY_MIB = 32
 _LIBRARIES_MIB = 512  # writable memory of a trainer before it trains: torch and torchao take 440 MiB
 
 
@@ -128,6 +130,7 @@ def run(home: Home, overrides: Mapping[str, Any] | None = None) -> None:
     configure_logs(level=config.log_level, as_json=config.log_json)
     home.prepare()
     lock = _locked(home)
+    keep_freed_memory(_KEPT_MEMORY_MIB)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_until_told(home, config))

@@ -1,16 +1,15 @@
 """The agent's settings and its home folder. Settings come from `HOME/agent.toml`, flags on top; everything has a default."""
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError
-from shared.settings import load_toml
+from shared.files import check_socket_path
+from shared.settings import load_toml, with_overrides
 
 FILE_NAME = "agent.toml"
-MAX_SOCKET_PATH = 100  # bytes; Linux allows 107 (sun_path)
 _MAY_BE_ZERO = ("trainer_memory_mib", "inference_port")
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -66,7 +65,7 @@ def check_address(address: str, name: str = "address") -> str:
 
 @dataclass(frozen=True)
 class Home:
-    """Where one device keeps everything. `identity` and `run` are for the agent's user alone."""
+    """Where one device keeps everything. What it learned, sent, received or signs with is for the agent's user alone."""
 
     path: Path
 
@@ -120,32 +119,22 @@ class Home:
 
     def socket(self, name: str) -> Path:
         """`HOME/run/NAME.sock`. Raises `ConfigError` when the path is too long for a Unix socket."""
-        path = self.run.resolve() / f"{name}.sock"
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            raise ConfigError(
-                f"the home folder's path is too long: a Unix socket's path has at most {MAX_SOCKET_PATH} bytes",
-                path=str(path),
-            )
-        return path
+        return check_socket_path(self.run / f"{name}.sock")
 
     def prepare(self) -> None:
-        """Make the folders, and check that sockets fit. Raises `ConfigError`."""
+        """Make the folders, close those that others have no business in, and check that sockets fit. Raises `ConfigError`."""
         self.socket("inference")
-        for folder, mode in (
-            (self.path, 0o755),
-            (self.identity, 0o700),
-            (self.run, 0o700),
-            (self.state, 0o700),
-            (self.data, 0o700),
-            (self.models, 0o755),
-        ):
-            folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        private = (self.identity, self.run, self.state, self.data, self.outgoing, self.cache)
+        try:
+            for folder in (self.path, self.models, *private):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+            for folder in private:
+                folder.chmod(0o700)  # whatever the umask, or a former version, made of it
+        except OSError as error:
+            raise ConfigError(f"cannot be prepared: {error.strerror}; is it ours?", path=str(self.path)) from error
 
 
 def load_config(home: Home, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
     """The file if there is one, then `overrides` that are not None. Raises `ConfigError`."""
     config = load_toml(AgentConfig, home.config_file) if home.config_file.exists() else AgentConfig()
-    try:
-        return replace(config, **{key: value for key, value in (overrides or {}).items() if value is not None})
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+    return with_overrides(config, overrides)

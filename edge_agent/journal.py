@@ -17,10 +17,9 @@ from typing import Any
 from edge_agent.state import INSTALL, OPEN, InstallEvent, InstallState, advance
 from shared.errors import Corrupt, LocalError, NotFound, StorageFull
 from shared.ids import CommandId, Digest, RolloutId
-from shared.session import AgentEvent, Gate, Histogram, Install, InstallReport, MetricBatch, Sample, Withdraw
+from shared.session import AgentEvent, Gate, Install, InstallReport, MetricBatch, Sample, Withdraw
 
 KEPT_COMMANDS = 10_000
-_SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE installs (
     command_id TEXT PRIMARY KEY, place INTEGER NOT NULL, kind TEXT NOT NULL, rollout_id TEXT NOT NULL, model TEXT NOT NULL,
@@ -31,7 +30,16 @@ CREATE TABLE proven (model TEXT NOT NULL, place INTEGER NOT NULL, content TEXT N
 CREATE TABLE outbox (place INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT UNIQUE NOT NULL, command_id TEXT NOT NULL,
     rollout_id TEXT NOT NULL, receipt TEXT NOT NULL, signature TEXT NOT NULL);
 CREATE TABLE spool (sequence INTEGER PRIMARY KEY AUTOINCREMENT, created_at REAL NOT NULL, samples TEXT NOT NULL);
+CREATE TABLE spool_name (name TEXT NOT NULL);
+INSERT INTO spool_name VALUES (lower(hex(randomblob(8))));
 """
+# A journal from before spools had names goes on as the spool without one: its numbers are known by that.
+_UPGRADE_TO_2 = """
+CREATE TABLE IF NOT EXISTS spool_name (name TEXT NOT NULL);
+INSERT INTO spool_name SELECT '' WHERE NOT EXISTS (SELECT 1 FROM spool_name);
+ALTER TABLE outbox ADD COLUMN certificate TEXT NOT NULL DEFAULT '';
+"""
+_UPGRADES = (_SCHEMA, _UPGRADE_TO_2)  # the n-th leads to version n
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        with contextlib.suppress(OSError):  # SQLite says it better
+            path.touch(mode=0o600)  # what it adds beside the file takes this mode too
         with self._translated():
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10.0)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -78,11 +88,12 @@ class Journal:
             self._prepare()
 
     def _prepare(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _SCHEMA_VERSION):
-            raise LocalError(f"{self._path} was written by another version of edge-agent (schema {version})")
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > len(_UPGRADES):
+            raise LocalError(f"{self._path} was written by a newer version of edge-agent (schema {found})")
+        for version, script in enumerate(_UPGRADES[found:], found + 1):
+            self._db.executescript(f"BEGIN; {script} PRAGMA user_version={version}; COMMIT;")
+        (self._spool,) = self._db.execute("SELECT name FROM spool_name").fetchone()
 
     def close(self) -> None:
         with self._lock:
@@ -92,30 +103,16 @@ class Journal:
 
     def begin(self, record: InstallRecord) -> bool:
         """Remember an order. False, and no change, when this command was seen before."""
-        order = record.order
-        gate = json.dumps(asdict(order.gate)) if isinstance(order, Install) else ""
         with self._transaction() as db:
-            (place,) = db.execute("SELECT COALESCE(MAX(place), 0) + 1 FROM installs").fetchone()
-            added = db.execute(
-                "INSERT INTO installs VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
-                (
-                    record.command_id,
-                    place,
-                    "install" if isinstance(order, Install) else "withdraw",
-                    order.rollout_id,
-                    order.model,
-                    order.release,
-                    record.bundle_digest,
-                    record.bundle_length,
-                    gate,
-                    record.state,
-                    record.reason,
-                ),
-            )
-            db.execute(
-                "DELETE FROM installs WHERE place <= ? AND state = ?", (place - KEPT_COMMANDS, InstallState.REPORTED)
-            )
-            return added.rowcount == 1
+            return self._begin(db, record)
+
+    def decline(self, record: InstallRecord, event: InstallEvent, reason: str, report: AgentEvent) -> None:
+        """An order that ends as it begins: at no moment does it look like one that was taken. No change when this command was seen
+        before."""
+        with self._transaction() as db:
+            if self._begin(db, record):
+                self._advance(db, record.command_id, event, reason)
+                self._post(db, report)
 
     def seen(self, command_id: CommandId) -> bool:
         return bool(self._read("SELECT 1 FROM installs WHERE command_id = ?", command_id))
@@ -177,7 +174,8 @@ class Journal:
 
     def outbox(self) -> list[AgentEvent]:
         """Unacknowledged, oldest first."""
-        rows = self._read("SELECT event_id, command_id, rollout_id, receipt, signature FROM outbox ORDER BY place")
+        columns = "event_id, command_id, rollout_id, receipt, signature, certificate"
+        rows = self._read(f"SELECT {columns} FROM outbox ORDER BY place")  # noqa: S608
         return [
             AgentEvent(
                 event_id,
@@ -186,9 +184,10 @@ class Journal:
                     RolloutId(rollout_id),
                     base64.b64decode(receipt),
                     base64.b64decode(signature),
+                    base64.b64decode(certificate),
                 ),
             )
-            for event_id, command_id, rollout_id, receipt, signature in rows
+            for event_id, command_id, rollout_id, receipt, signature, certificate in rows
         ]
 
     def acknowledge(self, event_id: str) -> InstallRecord | None:
@@ -204,8 +203,8 @@ class Journal:
     # ---- metrics
 
     def spool(self, created_at: float, samples: Sequence[Sample]) -> int:
-        """Keep a batch until it is acknowledged. Returns its number: 1, 2, 3 … for the life of the enrolment."""
-        text = json.dumps([_sample_to_json(sample) for sample in samples])
+        """Keep a batch until it is acknowledged. Returns its number: 1, 2, 3 … for the life of the journal."""
+        text = json.dumps([sample.to_plain() for sample in samples])
         with self._transaction() as db:
             added = db.execute("INSERT INTO spool (created_at, samples) VALUES (?, ?)", (created_at, text))
             return int(added.lastrowid or 0)
@@ -213,7 +212,10 @@ class Journal:
     def spooled(self, limit: int) -> list[MetricBatch]:
         """The oldest batches."""
         rows = self._read("SELECT sequence, created_at, samples FROM spool ORDER BY sequence LIMIT ?", limit)
-        return [MetricBatch(row[0], row[1], tuple(map(_sample_from_json, json.loads(row[2])))) for row in rows]
+        return [
+            MetricBatch(number, at, tuple(map(Sample.from_plain, json.loads(text))), self._spool)
+            for number, at, text in rows
+        ]
 
     def spool_size(self) -> int:
         return int(self._read("SELECT COUNT(*) FROM spool")[0][0])
@@ -224,6 +226,31 @@ class Journal:
             db.execute("DELETE FROM spool WHERE sequence <= ?", (acknowledged,))
 
     # ---- inside
+
+    @staticmethod
+    def _begin(db: sqlite3.Connection, record: InstallRecord) -> bool:
+        order = record.order
+        (place,) = db.execute("SELECT COALESCE(MAX(place), 0) + 1 FROM installs").fetchone()
+        added = db.execute(
+            "INSERT INTO installs VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+            (
+                record.command_id,
+                place,
+                "install" if isinstance(order, Install) else "withdraw",
+                order.rollout_id,
+                order.model,
+                order.release,
+                record.bundle_digest,
+                record.bundle_length,
+                json.dumps(asdict(order.gate)) if isinstance(order, Install) else "",
+                record.state,
+                record.reason,
+            ),
+        )
+        db.execute(
+            "DELETE FROM installs WHERE place <= ? AND state = ?", (place - KEPT_COMMANDS, InstallState.REPORTED)
+        )
+        return added.rowcount == 1
 
     def _advance(self, db: sqlite3.Connection, command_id: CommandId, event: InstallEvent, reason: str) -> InstallState:
         row = db.execute("SELECT state FROM installs WHERE command_id = ?", (command_id,)).fetchone()
@@ -253,13 +280,15 @@ class Journal:
         if not isinstance(event, InstallReport):
             raise TypeError("only install reports are durable")
         db.execute(
-            "INSERT INTO outbox (event_id, command_id, rollout_id, receipt, signature) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO outbox (event_id, command_id, rollout_id, receipt, signature, certificate)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
             (
                 report.event_id,
                 event.command_id,
                 event.rollout_id,
                 base64.b64encode(event.receipt_json).decode(),
                 base64.b64encode(event.signature).decode(),
+                base64.b64encode(event.certificate).decode(),
             ),
         )
 
@@ -306,16 +335,3 @@ def _record(row: Any) -> InstallRecord:
     else:
         order = Withdraw(RolloutId(rollout_id), model, release, {})
     return InstallRecord(CommandId(command_id), order, Digest(digest), length, InstallState(state), reason)
-
-
-def _sample_to_json(sample: Sample) -> dict[str, Any]:
-    value = sample.value
-    plain = asdict(value) if isinstance(value, Histogram) else value
-    return {"name": sample.name, "labels": dict(sample.labels), "value": plain}
-
-
-def _sample_from_json(value: Any) -> Sample:
-    found = value["value"]
-    if isinstance(found, dict):
-        found = Histogram(tuple(found["bounds"]), tuple(found["counts"]), found["sum"])
-    return Sample(value["name"], found, value["labels"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from shared import tables
 from shared.errors import ProtocolError
 from shared.ids import JobId, TaskId
 
@@ -104,10 +105,7 @@ E = TypeVar("E", bound=StrEnum)
 
 def advance(table: Mapping[S, Mapping[E, S]], state: S, event: E) -> S:
     """Raises `ProtocolError` for an event that `state` does not allow."""
-    try:
-        return table[state][event]
-    except KeyError:
-        raise ProtocolError(f"what is {state} cannot be {event}") from None
+    return tables.advance(table, state, event, ProtocolError, "what is {state} cannot be {event}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from shared.errors import Conflict, DigestMismatch, InputError, Malformed, NotFound, UpdateRejected
 from shared.files import fsync_folder, storage_errors, write_atomic
@@ -24,6 +24,7 @@ from shared.learning.measure import Probe
 from shared.learning.spec import MAX_SPEC_BYTES, ModelSpec
 from shared.learning.state import State, pack_state, unpack_state
 from shared.settings import Scalar, from_mapping
+from shared.signing.manifest import FileEntry
 
 MODEL, WEIGHTS, GRAPH, REPORT = "model.json", "weights.safetensors", "model.onnx", "report.json"
 MAX_REPORT_BYTES = 1024**2
@@ -74,11 +75,6 @@ class Bundle:
     state: State = field(repr=False)
     graph: bytes = field(repr=False)
     report: Report
-
-
-class Entry(NamedTuple):
-    digest: Digest
-    size: int  # bytes
 
 
 class Signed(Protocol):
@@ -182,17 +178,11 @@ def _parse_report(data: bytes) -> Report:
         raise Malformed(error.message) from error
 
 
-def bundle_manifest(path: Path) -> dict[str, Entry]:
-    """Digest and size of each file. Raises as `read_bundle` does for names and sizes; the contents are not judged."""
-    return _entries(_contents(path))
+def inspect_bundle(path: Path) -> dict[str, FileEntry]:
+    """Digest and size of each file of a bundle that `read_bundle` accepts: the same bytes are judged and digested.
 
-
-def inspect_bundle(path: Path) -> dict[str, Entry]:
-    """`bundle_manifest` of a bundle that `read_bundle` accepts: the same bytes are judged and digested. Raises as it does."""
+    Raises as `read_bundle` does.
+    """
     contents = _contents(path)
     _judge(contents, None)
-    return _entries(contents)
-
-
-def _entries(contents: Mapping[str, bytes]) -> dict[str, Entry]:
-    return {name: Entry(digest_of(data), len(data)) for name, data in sorted(contents.items())}
+    return {name: FileEntry(digest_of(data), len(data)) for name, data in sorted(contents.items())}

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from shared.errors import StorageFull
+from shared.errors import ConfigError, StorageFull
 
+MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the closing zero (unix(7))
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,3 +61,15 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """`atomic_file` for bytes at hand."""
     with atomic_file(path, mode=mode) as file:
         file.write(data)
+
+
+def check_socket_path(path: Path) -> Path:
+    """`path`, resolved. Raises `ConfigError` for one that no Unix socket can have."""
+    resolved = path.resolve()
+    size = len(os.fsencode(resolved))
+    if size > MAX_SOCKET_PATH:
+        raise ConfigError(
+            f"too long for a Unix socket, {size} bytes of {MAX_SOCKET_PATH}: use a shorter home folder",
+            path=str(resolved),
+        )
+    return resolved

@@ -61,3 +61,7 @@ def new_command_id() -> CommandId:
 
 def new_rollout_id() -> RolloutId:
     return RolloutId(f"rol-{secrets.token_hex(5)}")
+
+
+def new_event_id() -> str:
+    return f"evt-{secrets.token_hex(8)}"

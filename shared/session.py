@@ -4,10 +4,14 @@ Commands go down, events come up. Both may be repeated: every command and every 
 same id twice changes nothing.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.ids import CommandId, Digest, JobId, RolloutId, TaskId
+
+NODE_UNAVAILABLE = 5  # Flower's ErrorCode of that name, for a task whose device is gone, cut off or stopped
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,16 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class InstallReport:
-    """A signed receipt (`shared.signing.receipts`), repeated until acknowledged."""
+    """A signed receipt (`shared.signing.receipts`), repeated until acknowledged.
+
+    `certificate` is the signer's of then, DER: the device may have renewed it since.
+    """
 
     command_id: CommandId
     rollout_id: RolloutId
     receipt_json: bytes
     signature: bytes
+    certificate: bytes = b""
 
 
 Event = Hello | Heartbeat | CommandAck | TaskResult | InstallReport
@@ -188,9 +196,32 @@ class Sample:
     value: float | Histogram
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON values. JSON knows no NaN and no infinity (RFC 8259), and a loss may be either: they become text."""
+        return {"name": self.name, "labels": dict(self.labels), "value": _plain(self.value)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Sample":
+        """The inverse of `to_plain`."""
+        value = plain["value"]
+        if isinstance(value, Mapping):
+            histogram = Histogram(tuple(map(float, value["bounds"])), tuple(value["counts"]), float(value["sum"]))
+            return cls(plain["name"], histogram, plain["labels"])
+        return cls(plain["name"], float(value), plain["labels"])
+
+
+def _plain(value: float | Histogram) -> Any:
+    if isinstance(value, Histogram):
+        bounds = [_plain(bound) for bound in value.bounds]
+        return {"bounds": bounds, "counts": list(value.counts), "sum": _plain(value.sum)}
+    return value if math.isfinite(value) else str(value)
+
 
 @dataclass(frozen=True)
 class MetricBatch:
+    """Numbered from 1 within a `spool`. Its name is drawn when it is made: a device that lost its spool begins another."""
+
     sequence: int
     created_at: float
     samples: tuple[Sample, ...]
+    spool: str = ""

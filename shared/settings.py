@@ -7,7 +7,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cattrs import ClassValidationError, Converter, transform_error
 from cattrs.errors import ForbiddenExtraKeysError
@@ -15,7 +15,11 @@ from cattrs.gen import make_dict_structure_fn
 
 from shared.errors import ConfigError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+D = TypeVar("D", bound="DataclassInstance")
 Scalar = bool | int | float | str
 _converter = Converter(forbid_extra_keys=True)
 
@@ -96,3 +100,13 @@ def load_toml(kind: type[T], path: Path) -> T:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", path=str(path)) from error
     return parse_toml(kind, text, where=str(path))
+
+
+def with_overrides(config: D, overrides: Mapping[str, Any] | None) -> D:
+    """A frozen dataclass with those `overrides` that are not None, as flags give them. Raises `ConfigError`."""
+    try:
+        return dataclasses.replace(
+            config, **{key: value for key, value in (overrides or {}).items() if value is not None}
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

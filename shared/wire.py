@@ -7,8 +7,11 @@ from protos.fleet.v1 import metrics_pb2, session_pb2
 from shared import session as s
 from shared.errors import Malformed
 from shared.ids import CommandId, JobId, RolloutId, TaskId, parse_digest, parse_name
+from shared.text import clean_text
 
 _MAX_INT32, _MAX_INT64 = (1 << 31) - 1, (1 << 63) - 1  # what SQL's integers hold
+_MAX_ID = 128  # characters of an id that an agent gives: it is sent back as it is
+_MAX_LABEL = 128  # characters of a label of a metric sample
 
 
 def part_to_proto(part: s.Part) -> session_pb2.Part:
@@ -68,10 +71,13 @@ def event_to_proto(message: s.AgentEvent) -> session_pb2.AgentEvent:
             out.install_report.rollout_id = report.rollout_id
             out.install_report.receipt_json = report.receipt_json
             out.install_report.signature = report.signature
+            out.install_report.certificate_der = report.certificate
     return out
 
 
 def event_from_proto(message: session_pb2.AgentEvent) -> s.AgentEvent:
+    if len(message.event_id) > _MAX_ID:
+        raise Malformed(f"an event id has at most {_MAX_ID} characters")
     return s.AgentEvent(message.event_id, _event_from_proto(message))
 
 
@@ -80,7 +86,7 @@ def _event_from_proto(message: session_pb2.AgentEvent) -> s.Event:
         case "hello":
             hello = message.hello
             return s.Hello(
-                agent_version=hello.agent_version,
+                agent_version=clean_text(hello.agent_version),
                 profile_json=hello.profile_json,
                 labels=dict(hello.labels),
                 serving=tuple(_serving_from_proto(item) for item in hello.serving),
@@ -96,7 +102,7 @@ def _event_from_proto(message: session_pb2.AgentEvent) -> s.Event:
                 task_id=TaskId(result.task_id),
                 parts=tuple(part_from_proto(part) for part in result.parts),
                 error_code=result.error_code,
-                error_reason=result.error_reason,
+                error_reason=clean_text(result.error_reason),
             )
         case "install_report":
             report = message.install_report
@@ -105,6 +111,7 @@ def _event_from_proto(message: session_pb2.AgentEvent) -> s.Event:
                 rollout_id=RolloutId(report.rollout_id),
                 receipt_json=report.receipt_json,
                 signature=report.signature,
+                certificate=report.certificate_der,
             )
     raise Malformed("an agent event without content")
 
@@ -235,6 +242,7 @@ def batch_to_proto(batch: s.MetricBatch) -> metrics_pb2.Batch:
         sequence=batch.sequence,
         created_at=batch.created_at,
         samples=[_sample_to_proto(sample) for sample in batch.samples],
+        spool=batch.spool,
     )
 
 
@@ -252,11 +260,12 @@ def batch_from_proto(batch: metrics_pb2.Batch) -> s.MetricBatch:
         samples = tuple(_sample_from_proto(sample) for sample in batch.samples)
     except ValueError as error:
         raise Malformed("a metric sample with impossible values", detail=str(error)) from error
-    return s.MetricBatch(batch.sequence, batch.created_at, samples)
+    return s.MetricBatch(batch.sequence, batch.created_at, samples, parse_name(batch.spool) if batch.spool else "")
 
 
 def _sample_from_proto(sample: metrics_pb2.Sample) -> s.Sample:
-    name, labels = parse_name(sample.name), dict(sample.labels)
+    name = parse_name(sample.name)
+    labels = {clean_text(key, _MAX_LABEL): clean_text(value, _MAX_LABEL) for key, value in sample.labels.items()}
     if sample.WhichOneof("value") == "histogram":
         histogram = sample.histogram
         return s.Sample(name, s.Histogram(tuple(histogram.bounds), tuple(histogram.counts), histogram.sum), labels)

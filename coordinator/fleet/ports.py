@@ -78,14 +78,22 @@ class FleetStore(Protocol):
 
     def append_audit(self, entry: AuditEntry) -> None: ...
 
+    def forget_audit(self, before: float) -> int:
+        """Drop the entries from before that time. Returns how many there were."""
+        ...
+
 
 class MetricStore(Protocol):
-    """Numbered batches of device metrics."""
+    """Batches of device metrics, numbered within a spool. A device that lost its spool begins another, from 1 again."""
 
     def add(self, device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
-        """Store the batches that are new; return the number up to which all are stored."""
+        """Store what is new of these batches, one or more of one spool; return the number up to which all of it were stored."""
         ...
 
     def latest(self) -> Mapping[DeviceId, MetricBatch]:
-        """Each device's newest batch."""
+        """The newest batch of each device's newest spool."""
+        ...
+
+    def forget(self, before: float) -> int:
+        """Drop the batches that came before that time; what was acknowledged stays so. Returns how many there were."""
         ...

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from shared.errors import Conflict
+from shared.tables import advance
 
 
 class DeviceState(StrEnum):
@@ -44,7 +45,4 @@ TRANSITIONS: Mapping[DeviceState, Mapping[DeviceEvent, DeviceState]] = {
 
 def after(state: DeviceState, event: DeviceEvent) -> DeviceState:
     """The next state. Repeating an event changes nothing. Raises `Conflict`."""
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        raise Conflict(f"a device that is {state} cannot be put through '{event}'") from None
+    return advance(TRANSITIONS, state, event, Conflict, "a device that is {state} cannot be put through '{event}'")

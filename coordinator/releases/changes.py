@@ -18,7 +18,9 @@ from coordinator.releases.states import (
 from shared.errors import Conflict
 from shared.ids import DeviceId, Digest
 from shared.signing.receipts import Receipt
+from shared.text import clean_text
 
+NOTES = frozenset({"receipt.late", "receipt.refused"})  # lines of history about what changed no state
 _ENDED = frozenset({RolloutState.COMPLETED, RolloutState.REFUSED, RolloutState.UNDONE})
 
 
@@ -89,14 +91,18 @@ def undo(rollout: Rollout, actor: str, reason: str, now: float) -> Change:
 # ---- what devices do
 
 
-def receive(rollout: Rollout, release: Release, receipt: Receipt, signature: bytes, now: float) -> Change | None:
-    """A receipt that verified. None when it tells nothing new."""
+def receive(
+    rollout: Rollout, release: Release, receipt: Receipt, signature: bytes, now: float, *, served_before: bool = False
+) -> Change | None:
+    """A receipt that verified. None when it tells nothing new: the history has one line for what a device says again."""
     row = rollout.find(DeviceId(receipt.device))
     if row is None or row.receipt == receipt:
         return None
-    event, reason = judge(receipt, rollout, release)
+    event, reason = judge(receipt, rollout, release, served_before=served_before)
     state = device_after(row.state, event)
     if state is None:
+        if row.receipt is not None and row.receipt.state == receipt.state:
+            return None
         # It changes no state, but a claim to serve is kept: such a device goes back too when the release is unwanted.
         detail = {"device": row.device, "receipt": receipt.state, "while": row.state.value}
         kept = replace(row, receipt=receipt, signature=signature)
@@ -108,7 +114,7 @@ def receive(rollout: Rollout, release: Release, receipt: Receipt, signature: byt
 
 def receipt_refused(rollout: Rollout, device: DeviceId, reason: str, now: float) -> Change:
     """A receipt that does not verify changes nothing but the history: the device stays unproven."""
-    return Change(rollout, (RolloutRecord(now, "receipt.refused", {"device": device, "reason": reason[:500]}),))
+    return Change(rollout, (RolloutRecord(now, "receipt.refused", {"device": device, "reason": clean_text(reason)}),))
 
 
 def join(rollout: Rollout, device: DeviceId, now: float) -> Change | None:

@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.releases.release import (
@@ -13,9 +15,9 @@ from coordinator.releases.release import (
     no_rollout,
     unfinished_rollout,
 )
-from coordinator.releases.states import UNFINISHED
+from coordinator.releases.states import UNFINISHED, UNWANTED, DeviceState
 from shared.errors import Conflict
-from shared.ids import RolloutId
+from shared.ids import DeviceId, RolloutId
 
 
 class MemoryReleaseStore:
@@ -83,9 +85,38 @@ class MemoryReleaseStore:
         with self._lock:
             return sorted(self._rollouts.values(), key=lambda rollout: (rollout.created_at, rollout.id))
 
+    def standing(self) -> list[Rollout]:
+        with self._lock:
+            return [one for one in self.rollouts() if one.stands or one == self.wanted(one.model)]
+
+    def wanted(self, model: str) -> Rollout | None:
+        with self._lock:
+            found = [one for one in self.rollouts() if one.model == model and one.state not in UNWANTED]
+            return found[-1] if found else None
+
+    def proved(self, model: str, device: DeviceId, *, but: RolloutId) -> bool:
+        with self._lock:
+            others = [one for one in self._rollouts.values() if one.model == model and one.id != but]
+            rows = [one.find(device) for one in others if one.state not in UNWANTED]
+            return any(row is not None and row.state is DeviceState.PROVEN for row in rows)
+
+    def counts(self) -> Mapping[str, int]:
+        with self._lock:
+            return Counter(one.state.value for one in self._rollouts.values())
+
     def records(self, rollout: RolloutId, after_id: int = 0) -> list[RolloutRecord]:
         with self._lock:
             return [record for record in self._records.get(rollout, []) if record.id > after_id]
+
+    def forget_records(self, before: float) -> int:
+        with self._lock:
+            forgotten = 0
+            for rollout, records in self._records.items():
+                if self._rollouts[rollout].state not in UNFINISHED:
+                    kept = [record for record in records if record.at >= before]
+                    forgotten += len(records) - len(kept)
+                    self._records[rollout] = kept
+            return forgotten
 
     def _append(self, rollout: str, record: RolloutRecord) -> None:
         self._records.setdefault(rollout, []).append(replace(record, id=next(self._numbers)))

@@ -17,6 +17,7 @@ from shared.errors import Conflict
 from shared.ids import DeviceId, RolloutId
 from shared.session import Gate
 from shared.settings import Scalar, from_mapping, parse_toml
+from shared.shares import share_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class RolloutPlan:
         wanted = self.stages[stage - 1]
         if isinstance(wanted, int):
             return min(wanted, cohort)
-        return min(math.ceil(float(wanted) * cohort), cohort)
+        return min(share_of(float(wanted), cohort), cohort)
 
 
 def assign(devices: Iterable[DeviceId], plan: RolloutPlan, rollout: RolloutId) -> Mapping[DeviceId, int]:

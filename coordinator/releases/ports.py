@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.releases.release import Decide, DeviceRef, Release, Rollout, RolloutRecord
-from shared.ids import DeviceId, Digest, RolloutId
+from shared.ids import DeviceId, RolloutId
+from shared.signing.manifest import FileEntry
 
-# Checks a bundle folder whole and returns name → (digest, size). Raises a `PeerError` or `InputError` that says what is wrong.
-InspectBundle = Callable[[Path], Mapping[str, tuple[Digest, int]]]
+# Checks a bundle folder whole and returns its files. Raises a `PeerError` or `InputError` that says what is wrong.
+InspectBundle = Callable[[Path], Mapping[str, FileEntry]]
 
 
 class ReleaseStore(Protocol):
@@ -48,8 +49,28 @@ class ReleaseStore(Protocol):
         """With their devices, oldest first."""
         ...
 
+    def standing(self) -> list[Rollout]:
+        """Those that stand (`Rollout.stands`) and each model's newest wanted one."""
+        ...
+
+    def wanted(self, model: str) -> Rollout | None:
+        """The model's newest rollout that was neither refused nor undone."""
+        ...
+
+    def proved(self, model: str, device: DeviceId, *, but: RolloutId) -> bool:
+        """Whether the device has proven another release of the model that still stands."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many rollouts there are in each state, for metrics."""
+        ...
+
     def records(self, rollout: RolloutId, after_id: int = 0) -> list[RolloutRecord]:
         """The rollout's history after that line, oldest first."""
+        ...
+
+    def forget_records(self, before: float) -> int:
+        """Drop the history, from before that time, of rollouts that have ended. Returns how many lines there were."""
         ...
 
 
@@ -58,8 +79,4 @@ class DeviceDirectory(Protocol):
 
     def members(self, cohort: str) -> Sequence[DeviceRef]:
         """Active devices of a cohort, connected or not. Raises `ConfigError` for a cohort that cannot be read."""
-        ...
-
-    def certificate(self, device: DeviceId) -> bytes:
-        """The device's present certificate, DER. Raises `NotFound`."""
         ...

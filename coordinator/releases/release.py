@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.releases.plan import RolloutPlan
-from coordinator.releases.states import DeviceState, RolloutState
+from coordinator.releases.states import UNFINISHED, UNWANTED, DeviceState, RolloutState
 from shared.errors import Conflict, NotFound
 from shared.ids import DeviceId, Digest, RolloutId
 from shared.signing.manifest import Manifest
@@ -85,6 +85,11 @@ class Rollout:
     reason: str = ""
     devices: tuple[RolloutDevice, ...] = ()
 
+    @property
+    def stands(self) -> bool:
+        """It is under way, or a device may still have to go back behind it."""
+        return self.state in UNFINISHED or (self.state in UNWANTED and any(row.may_serve for row in self.devices))
+
     def find(self, device: DeviceId) -> RolloutDevice | None:
         return next((row for row in self.devices if row.device == device), None)
 
@@ -97,6 +102,11 @@ class RolloutRecord:
     kind: str
     detail: Mapping[str, str | int | float] = field(default_factory=dict)
     id: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What kind of line it is, and about which kind of receipt."""
+        return f"{self.kind} {self.detail.get('receipt', '')}"
 
 
 @dataclass(frozen=True)

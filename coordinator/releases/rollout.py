@@ -1,11 +1,11 @@
 """The rollout's brain: what to do next, as values. Reads no clock, sends nothing, stores nothing."""
 
-import math
 from dataclasses import dataclass
 
 from coordinator.releases.release import Release, Rollout, RolloutDevice
 from coordinator.releases.states import UNWANTED, DeviceEvent, DeviceState, RolloutState
 from shared.ids import DeviceId
+from shared.shares import share_of
 from shared.signing.receipts import Receipt
 
 
@@ -87,7 +87,7 @@ def _decide_stage(rollout: Rollout, now: float) -> tuple[Action, ...]:
     offers = tuple(
         Offer(row.device) for row in rollout.devices if row.stage <= rollout.stage and row.state is DeviceState.PENDING
     )
-    wanted = max(1, math.ceil(plan.min_proven * (len(proven) + len(waiting)))) if members else 0
+    wanted = max(1, share_of(plan.min_proven, len(proven) + len(waiting))) if members else 0
     if len(proven) < wanted:
         return (*offers, _wait_for_proofs(rollout, len(proven), wanted, now))
     soaked_at = max((row.updated_at for row in proven), default=now - plan.soak_s) + plan.soak_s
@@ -136,11 +136,13 @@ def _decide_withdrawal(rollout: Rollout, now: float) -> tuple[Action, ...]:
 # ---- receipts
 
 
-def judge(receipt: Receipt, rollout: Rollout, release: Release) -> tuple[DeviceEvent, str]:
+def judge(
+    receipt: Receipt, rollout: Rollout, release: Release, *, served_before: bool = False
+) -> tuple[DeviceEvent, str]:
     """What a verified receipt means. Its numbers are checked here again; its verdict alone is not believed.
 
-    A receipt for any other bundle than the release's never counts as success: installed is not serving
-    (hawkBit issue 3185).
+    A device that `served_before` has something to compare with: a receipt that lacks it proves nothing. A receipt for any
+    other bundle than the release's never counts as success: installed is not serving (hawkBit issue 3185).
     """
     match receipt.state:
         case "refused":
@@ -155,6 +157,8 @@ def judge(receipt: Receipt, rollout: Rollout, release: Release) -> tuple[DeviceE
         )
     if not receipt.variant_digest or not receipt.runtime:
         return DeviceEvent.FAIL, "the receipt does not say which graph serves, and on what"
+    if served_before and receipt.accuracy_before is None and receipt.accuracy_after is not None:
+        return DeviceEvent.FAIL, "the model that it served before was not measured"
     problem = _gate_problem(receipt, rollout, release)
     return (DeviceEvent.REFUSE, problem) if problem else (DeviceEvent.PROVE, receipt.reason)
 

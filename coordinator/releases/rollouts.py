@@ -6,9 +6,10 @@ attaches. Whoever builds this calls `tick` about every second.
 """
 
 import contextlib
+import math
 import threading
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -17,11 +18,12 @@ from coordinator.fleet.ports import Sessions
 from coordinator.releases import changes
 from coordinator.releases.plan import RolloutPlan, assign
 from coordinator.releases.ports import DeviceDirectory, ReleaseStore
-from coordinator.releases.release import Decide, Rollout, RolloutDevice, RolloutRecord
+from coordinator.releases.release import Change, Decide, Rollout, RolloutDevice, RolloutRecord
 from coordinator.releases.service import ReleaseService
+from coordinator.releases.standing import Standing
 from coordinator.releases.states import UNWANTED, DeviceState, RolloutState
 from shared.clock import Clock
-from shared.errors import Conflict, LocalError, Malformed, NotFound, PeerError, Unavailable
+from shared.errors import Conflict, LocalError, Malformed, PeerError, Unavailable
 from shared.ids import CommandId, DeviceId, RolloutId, new_rollout_id
 from shared.session import Acknowledged, Event, Hello, Install, InstallReport, Withdraw
 from shared.signing.receipts import Receipt, Verifier, verify_receipt
@@ -50,10 +52,13 @@ class RolloutService:
         self._fleet = fleet
         self._clock = clock
         self._lock = threading.RLock()
-        self._rollouts = {
-            rollout.id: rollout for rollout in store.rollouts()
-        }  # what the store holds; we alone write it
+        self._standing = Standing(store)  # we alone write the store
         self._unsent: set[tuple[RolloutId, DeviceId]] = set()
+        self._proved: set[tuple[DeviceId, str]] = set()  # device and model: a proof that came since the device attached
+        self._noted: set[tuple[RolloutId, DeviceId, str]] = (
+            set()
+        )  # what the history says of a device that changed nothing
+        self._troubles: dict[str, str] = {}
         self._counted_at = 0.0
         self._watchers: list[Watcher] = []
 
@@ -86,19 +91,21 @@ class RolloutService:
             ),
         )
         with self._lock:
-            for other in self._wanted(model):
-                if other.release > release.number:
-                    raise Conflict(f"devices run {model}:{other.release}; undo rollout {other.id} to go back")
+            current = self._standing.current(model)
+            if current is not None and current.release > release.number:
+                raise Conflict(f"devices run {model}:{current.release}; undo rollout {current.id} to go back")
+            if current is not None:  # newer is newer, whatever the clock says
+                rollout = replace(rollout, created_at=max(now, math.nextafter(current.created_at, math.inf)))
             detail: dict[str, str | int | float] = {
                 "actor": actor,
                 "release": str(release),
                 "devices": len(rollout.devices),
             }
             self._store.create(rollout, RolloutRecord(now, "plan", detail))
-            self._rollouts[rollout.id] = self._store.rollout(rollout.id)
+            self._standing.keep(self._store.rollout(rollout.id))
             self._tell(rollout.id)
             self._proceed(rollout.id)
-            return self._rollouts[rollout.id]
+            return self._known(rollout.id)
 
     def pause(self, rollout: str, actor: str, reason: str = "") -> Rollout:
         """Nobody else is offered the release; devices that were go on. Raises `NotFound`, `Conflict`."""
@@ -112,9 +119,9 @@ class RolloutService:
         """Withdraw the release and bring every device that may serve it back. Raises `NotFound`, `Conflict`."""
         with self._lock:
             found = self._store.rollout(rollout)
-            wanted = [other.id for other in self._wanted(found.model)]
-            if found.id in wanted[:-1]:
-                raise Conflict(f"rollout {wanted[-1]} of {found.model} came after it; undo that one first")
+            current = self._standing.current(found.model)
+            if current is not None and found.state not in UNWANTED and found.id != current.id:
+                raise Conflict(f"rollout {current.id} of {found.model} came after it; undo that one first")
             return self._command(rollout, lambda before: changes.undo(before, actor, reason, self._clock.now()))
 
     # ---- what people see
@@ -126,6 +133,10 @@ class RolloutService:
     def rollouts(self) -> list[Rollout]:
         """Oldest first."""
         return self._store.rollouts()
+
+    def counts(self) -> Mapping[str, int]:
+        """How many there are in each state."""
+        return self._store.counts()
 
     def records(self, rollout: str, after_id: int = 0) -> list[RolloutRecord]:
         """Raises `NotFound`."""
@@ -140,21 +151,35 @@ class RolloutService:
     # ---- time
 
     def tick(self) -> None:
-        """Do what time asks for, and what could not be sent before. A full disk or a lost database is logged: the next tick
-        tries again."""
-        with self._lock, _left_for_later("", "tick"):
+        """Do what time asks for, and what could not be sent before. What fails is logged, holds up nothing else, and is tried
+        again by the next tick."""
+        with self._lock:
             now = self._clock.now()
             if now - self._counted_at >= CENSUS_S:
                 self._counted_at = now
-                self._take_census()
-            for rollout in tuple(self._rollouts.values()):
-                self._proceed(rollout.id)
+                self._try("census", self._take_census)
+            for rollout in self._standing:
+                self._try(f"rollout {rollout.id}", partial(self._proceed, rollout.id))
             for rollout_id, device in tuple(self._unsent):
                 self._send(rollout_id, device)
-            self._releases.refresh()
+            self._try("release metadata", self._releases.refresh)
+
+    def _try(self, what: str, do: Callable[[], object]) -> None:
+        """One trouble is logged once, however many ticks it lasts."""
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001  # one rollout's trouble must not end the coordinator
+            if self._troubles.get(what) != str(error):
+                expected = isinstance(error, LocalError)
+                _log.error(
+                    "waits for the next tick", what=what, reason=str(error), exc_info=None if expected else error
+                )
+            self._troubles[what] = str(error)
+        else:
+            self._troubles.pop(what, None)
 
     def _take_census(self) -> None:
-        for rollout in tuple(self._rollouts.values()):
+        for rollout in self._standing:
             if rollout.state in (RolloutState.STAGING, RolloutState.PAUSED):
                 members = {device.id for device in self._fleet.directory.members(rollout.cohort)}
                 if changes.census(rollout, members, self._clock.now()) is not None:
@@ -164,10 +189,12 @@ class RolloutService:
 
     def attached(self, device: DeviceId, hello: Hello) -> None:
         with self._lock, _left_for_later(device, "attach"):
-            owed = {(rollout.id, device) for rollout in self._rollouts.values() if rollout.find(device) is not None}
+            self._proved = {(other, model) for other, model in self._proved if other != device}
+            owed = {(rollout.id, device) for rollout in self._standing if rollout.find(device) is not None}
             self._unsent |= owed  # what fails below is sent at the next tick
-            for rollout in self._current():
-                self._meet(rollout, device, hello)
+            for rollout in self._standing:
+                if self._standing.is_current(rollout):
+                    self._meet(rollout, device, hello)
             for rollout_id, _ in owed & self._unsent:
                 self._send(rollout_id, device)
 
@@ -179,7 +206,7 @@ class RolloutService:
         if not isinstance(event, InstallReport):
             return
         with self._lock, _left_for_later(device, "receipt"):
-            rollout = self._rollouts.get(event.rollout_id)
+            rollout = self._standing.find(event.rollout_id)
             if rollout is not None:
                 self._receive(rollout, device, event)
             # Acknowledged whatever it said: a receipt that does not verify will not verify the next time either.
@@ -194,7 +221,7 @@ class RolloutService:
             if device not in members:
                 return
             self._change(rollout.id, lambda before: changes.join(before, device, now))
-        going_back = any(_state(other, device) is DeviceState.WITHDRAWING for other in self._rollouts.values())
+        going_back = any(_state(other, device) is DeviceState.WITHDRAWING for other in self._standing)
         for serving in hello.serving:
             if serving.model == rollout.model and serving.bundle_digest != rollout.digest and not going_back:
                 decide = partial(changes.serves, device=device, digest=serving.bundle_digest, now=now)
@@ -202,17 +229,48 @@ class RolloutService:
         self._proceed(rollout.id)
 
     def _receive(self, rollout: Rollout, device: DeviceId, report: InstallReport) -> None:
+        """The certificate came with the receipt: who signed may have renewed since."""
         now = self._clock.now()
         try:
-            certificate = self._fleet.directory.certificate(device)
-            receipt = verify_receipt(self._fleet.verifier, report.receipt_json, report.signature, certificate, device)
+            receipt = verify_receipt(
+                self._fleet.verifier, report.receipt_json, report.signature, report.certificate, device
+            )
             _check_subject(receipt, rollout)
-        except (PeerError, NotFound) as error:
+        except PeerError as error:
             reason = str(error)
-            self._change(rollout.id, lambda before: changes.receipt_refused(before, device, reason, now))
+            self._change(rollout.id, lambda before: self._news(changes.receipt_refused(before, device, reason, now)))
             return
         release = self._releases.release(rollout.model, rollout.release)
-        self._change(rollout.id, lambda before: changes.receive(before, release, receipt, report.signature, now))
+        receive = partial(
+            changes.receive,
+            release=release,
+            receipt=receipt,
+            signature=report.signature,
+            now=now,
+            served_before=self._served_before(rollout, device),
+        )
+        self._change(rollout.id, lambda before: self._news(receive(before)))
+        if _state(self._known(rollout.id), device) is DeviceState.PROVEN:
+            self._proved.add((device, rollout.model))
+
+    def _served_before(self, rollout: Rollout, device: DeviceId) -> bool:
+        """Whether it served another release of this model when it was offered this one: as it said, or as it proved."""
+        hello = self._fleet.sessions.connected().get(device)
+        served = {item.bundle_digest for item in hello.serving if item.model == rollout.model} if hello else set()
+        if served - {rollout.digest} or (device, rollout.model) in self._proved:
+            return True
+        swapped_already = hello is None or rollout.digest in served  # so it does not say any more what was before
+        return swapped_already and self._store.proved(rollout.model, device, but=rollout.id)
+
+    def _news(self, change: Change | None) -> Change | None:
+        """Not what the history says already: a device that sends the same nonsense for ever fills no disk."""
+        if change is None or any(record.kind not in changes.NOTES for record in change.records):
+            return change
+        said = {(change.rollout.id, DeviceId(str(one.detail["device"])), one.summary) for one in change.records}
+        if said <= self._noted:
+            return None
+        self._noted |= said
+        return change
 
     def _acknowledge(self, device: DeviceId, event_id: str) -> None:
         with contextlib.suppress(Unavailable):  # it will repeat the event, and be acknowledged then
@@ -225,20 +283,21 @@ class RolloutService:
             found = self._store.rollout(rollout)
             self._change(found.id, decide)
             self._proceed(found.id)
-            return self._rollouts[found.id]
+            return self._known(found.id)
 
     def _proceed(self, rollout: RolloutId) -> None:
         """Decide on what is known here; only a change goes to the store, where it is decided again."""
-        if self._rollouts[rollout].state is RolloutState.COMPLETED and self._rollouts[rollout] not in self._current():
+        known = self._known(rollout)
+        if known.state is RolloutState.COMPLETED and not self._standing.is_current(known):
             return  # a newer one says what late devices should run
         connected, now = self._fleet.sessions.connected().keys(), self._clock.now()
-        if changes.proceed(self._rollouts[rollout], connected, now) is not None:
+        if changes.proceed(known, connected, now) is not None:
             self._change(rollout, lambda before: changes.proceed(before, connected, now))
 
     def _change(self, rollout: RolloutId, decide: Decide) -> None:
-        before = self._rollouts[rollout]
+        before = self._known(rollout)
         after = self._store.change(rollout, decide)
-        self._rollouts[rollout] = after
+        self._standing.keep(after)
         if after == before:
             return
         known = {row.device: row for row in before.devices}
@@ -255,41 +314,38 @@ class RolloutService:
             self._releases.withdrawal_committed()
         if before.state not in UNWANTED:
             # Devices that the rollout before had offered and not yet heard of hear of it now.
-            for rollout in self._wanted(after.model)[-1:]:
-                self._unsent |= {(rollout.id, row.device) for row in rollout.devices}
+            current = self._standing.current(after.model)
+            if current is not None:
+                self._unsent |= {(current.id, row.device) for row in current.devices}
 
     def _tell(self, rollout: RolloutId) -> None:
         for watcher in tuple(self._watchers):
             watcher(rollout)
 
-    def _wanted(self, model: str) -> list[Rollout]:
-        """The model's rollouts that were neither refused nor undone, oldest first."""
-        found = [one for one in self._rollouts.values() if one.model == model and one.state not in UNWANTED]
-        return sorted(found, key=lambda rollout: rollout.created_at)
-
-    def _current(self) -> Collection[Rollout]:
-        """For each model, the newest wanted rollout: the one that says what devices should run."""
-        models = {rollout.model for rollout in self._rollouts.values()}
-        return [wanted[-1] for model in sorted(models) if (wanted := self._wanted(model))]
+    def _known(self, rollout: RolloutId) -> Rollout:
+        """Raises `NotFound`."""
+        return self._standing.find(rollout) or self._store.rollout(rollout)
 
     def _is_owed(self, rollout: Rollout, row: RolloutDevice) -> bool:
         """Whether a command to this device stands unanswered."""
         if row.state is DeviceState.OFFERED:
-            return rollout.state not in UNWANTED and rollout.id == self._wanted(rollout.model)[-1].id
+            return rollout.state not in UNWANTED and self._standing.is_current(rollout)
         return row.state is DeviceState.WITHDRAWING
 
     def _send(self, rollout_id: RolloutId, device: DeviceId) -> None:
-        rollout = self._rollouts[rollout_id]
+        """Now, or at a later tick."""
+        self._unsent.add((rollout_id, device))
+        self._try(f"command to {device}", partial(self._deliver, rollout_id, device))
+
+    def _deliver(self, rollout_id: RolloutId, device: DeviceId) -> None:
+        """Raises what signing raises: then no command leaves."""
+        rollout = self._known(rollout_id)
         row = rollout.find(device)
-        self._unsent.discard((rollout_id, device))
         if row is None or not self._is_owed(rollout, row):
+            self._unsent.discard((rollout_id, device))
             return
-        try:
-            metadata = self._releases.metadata()
-        except LocalError as error:  # a full disk, a lost database: the next tick tries again
-            _log.warning("command waits", device=device, rollout=rollout_id, reason=str(error))
-            self._unsent.add((rollout_id, device))
-            return
+        metadata = self._releases.metadata()
+        self._unsent.discard((rollout_id, device))
         order: Install | Withdraw = Withdraw(rollout.id, rollout.model, rollout.release, metadata)
         if row.state is DeviceState.OFFERED:
             order = Install(rollout.id, rollout.model, rollout.release, metadata, rollout.plan.gate)

@@ -14,12 +14,11 @@ from coordinator.releases.ports import InspectBundle, ReleaseStore
 from coordinator.releases.release import Release
 from coordinator.releases.repository import Repository
 from shared.blobs import READ_SIZE, Blobs
+from shared.bundle import MAX_REPORT_BYTES
 from shared.clock import Clock
 from shared.errors import Malformed
 from shared.ids import parse_name
 from shared.signing.manifest import FileEntry, Manifest, Scalar
-
-MAX_REPORT_BYTES = 1_000_000
 
 
 class ReleaseService:
@@ -49,7 +48,7 @@ class ReleaseService:
         meanwhile, `StorageFull`; then there is no such release, or, where only signing failed, it is signed before it is used.
         """
         parse_name(model)
-        files = {name: FileEntry(digest, size) for name, (digest, size) in self._inspect(folder).items()}
+        files = dict(self._inspect(folder))
         with self._lock:
             known = [release for release in self._store.releases() if release.model == model]
             for release in known:

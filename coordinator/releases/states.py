@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from shared.errors import Conflict
+from shared.tables import advance
 
 S = TypeVar("S", bound=StrEnum)
 E = TypeVar("E", bound=StrEnum)
@@ -115,10 +116,7 @@ UNWANTED = frozenset({RolloutState.REFUSED, RolloutState.UNDOING, RolloutState.U
 
 def after(state: RolloutState, event: RolloutEvent) -> RolloutState:
     """The next state. Raises `Conflict`."""
-    try:
-        return ROLLOUT[state][event]
-    except KeyError:
-        raise Conflict(f"a rollout that is {state} cannot be put through '{event}'") from None
+    return advance(ROLLOUT, state, event, Conflict, "a rollout that is {state} cannot be put through '{event}'")
 
 
 def device_after(state: DeviceState, event: DeviceEvent) -> DeviceState | None:

@@ -19,6 +19,7 @@ from coordinator.rpc.session import SessionHub
 from protos.fleet.v1 import admin_pb2, admin_pb2_grpc
 
 T = TypeVar("T")
+_JOB_ENDS = frozenset(f"job.{state}" for state in JOB_ENDED)
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,11 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         async with _news(self._jobs.subscribe) as changed:
             while True:
                 changed.clear()
-                ended = (await asyncio.to_thread(self._jobs.job, job.id)).state in JOB_ENDED
-                for event in await asyncio.to_thread(self._jobs.events, job.id, last):
+                for event in await asyncio.to_thread(self._jobs.news, job.id, last):
                     yield views.job_event(event)
                     last = event.id
-                if ended:
-                    return
+                    if event.kind in _JOB_ENDS:
+                        return
                 await changed.wait()
 
     async def ListRounds(self, request: admin_pb2.JobRequest, context: Any) -> admin_pb2.ListRoundsResponse:

@@ -26,5 +26,7 @@ class MetricsServicer(metrics_pb2_grpc.MetricsServicer):
             batches.append(batch_from_proto(batch))
             if len(batches) > MAX_BATCHES:
                 raise Malformed(f"send at most {MAX_BATCHES} batches in one call")
+        if len({batch.spool for batch in batches}) != 1:
+            raise Malformed("a report holds batches, all of one spool")
         stored = await asyncio.to_thread(self._store.add, device.id, batches, self._clock.now())
         return metrics_pb2.ReportAck(acknowledged=stored)

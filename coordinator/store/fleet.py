@@ -1,11 +1,10 @@
 """The fleet's stores on SQL."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Exists, Row, Select, and_, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -13,10 +12,10 @@ from coordinator.fleet.device import AuditEntry, Device, TokenRecord
 from coordinator.fleet.ports import Decide
 from coordinator.fleet.states import DeviceState
 from coordinator.store.engine import reading, transaction
-from coordinator.store.tables import audit_log, device_models, devices, join_tokens, metric_batches
+from coordinator.store.tables import audit_log, device_models, devices, join_tokens, metric_batches, metric_spools
 from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId, Digest, NodeId
-from shared.session import Histogram, MetricBatch, Sample, Serving
+from shared.session import MetricBatch, Sample, Serving
 
 
 class SqlFleetStore:
@@ -131,6 +130,10 @@ class SqlFleetStore:
         with transaction(self._engine) as connection:
             _audit(connection, entry)
 
+    def forget_audit(self, before: float) -> int:
+        with transaction(self._engine) as connection:
+            return connection.execute(delete(audit_log).where(audit_log.c.at < before)).rowcount
+
 
 class SqlMetricStore:
     """Implements `coordinator.fleet.ports.MetricStore`."""
@@ -138,33 +141,54 @@ class SqlMetricStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-        self._whole_to: dict[DeviceId, int] = {}  # stored without a gap up to here; saves looking from 1 each time
 
     def add(self, device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
+        spool = batches[0].spool
+        place = and_(metric_spools.c.device_id == device, metric_spools.c.spool == spool)
         with transaction(self._engine) as connection:
-            if batches:
-                rows = [_batch_values(device, batch, received_at) for batch in batches]
+            fresh = {"device_id": device, "spool": spool, "acknowledged": 0, "updated_at": received_at}
+            connection.execute(self._insert(metric_spools).values(**fresh).on_conflict_do_nothing())
+            known = int(connection.scalar(select(metric_spools.c.acknowledged).where(place).with_for_update()) or 0)
+            rows = [_batch_values(device, one, received_at) for one in batches if one.sequence > known]
+            if rows:
                 connection.execute(self._insert(metric_batches).on_conflict_do_nothing(), rows)
-            number = int(connection.scalar(_last_before_gap(device, self._whole_to.get(device, 0))) or 0)
-        self._whole_to[device] = max(number, self._whole_to.get(device, 0))
-        return self._whole_to[device]
+            number = int(connection.scalar(_last_before_gap(device, spool, known)) or known)
+            connection.execute(update(metric_spools).where(place).values(acknowledged=number, updated_at=received_at))
+        return number
 
     def latest(self) -> Mapping[DeviceId, MetricBatch]:
-        table, other = metric_batches, metric_batches.alias()
-        newest = select(func.max(other.c.sequence)).where(other.c.device_id == devices.c.id).scalar_subquery()
-        query = select(table).join(devices, and_(table.c.device_id == devices.c.id, table.c.sequence == newest))
+        table, last, spools, other = metric_batches, metric_batches.alias(), metric_spools, metric_spools.alias()
+        newest = select(func.max(other.c.updated_at)).where(other.c.device_id == spools.c.device_id)
+        highest = select(func.max(last.c.sequence)).where(
+            last.c.device_id == spools.c.device_id, last.c.spool == spools.c.spool
+        )
+        of_spool = and_(table.c.device_id == spools.c.device_id, table.c.spool == spools.c.spool)
+        query = select(table).join(spools, of_spool)
+        query = query.where(spools.c.updated_at == newest.scalar_subquery())
+        query = query.where(table.c.sequence == highest.scalar_subquery())
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         return {DeviceId(row.device_id): _batch(row) for row in rows}
 
+    def forget(self, before: float) -> int:
+        with transaction(self._engine) as connection:
+            return connection.execute(delete(metric_batches).where(metric_batches.c.received_at < before)).rowcount
 
-def _last_before_gap(device: DeviceId, whole_to: int) -> Select[Any]:
-    """The first number from `whole_to` on that no other follows; nothing if batch 1 is missing."""
+
+def _last_before_gap(device: DeviceId, spool: str, acknowledged: int) -> Select[Any]:
+    """The first number after `acknowledged` that no other follows; nothing if the very next one is missing."""
     table, next_, first = metric_batches, metric_batches.alias(), metric_batches.alias()
-    followed = select(next_.c.sequence).where(next_.c.device_id == device, next_.c.sequence == table.c.sequence + 1)
-    begins = select(first.c.sequence).where(first.c.device_id == device, first.c.sequence == max(whole_to, 1))
+
+    def numbered(other: Any, number: Any) -> Exists:
+        mine = and_(other.c.device_id == device, other.c.spool == spool)
+        return select(other.c.sequence).where(mine, other.c.sequence == number).exists()
+
     return select(func.min(table.c.sequence)).where(
-        table.c.device_id == device, table.c.sequence >= whole_to, ~followed.exists(), begins.exists()
+        table.c.device_id == device,
+        table.c.spool == spool,
+        table.c.sequence > acknowledged,
+        ~numbered(next_, table.c.sequence + 1),
+        numbered(first, acknowledged + 1),
     )
 
 
@@ -254,37 +278,15 @@ def _token(row: Row[Any]) -> TokenRecord:
 
 
 def _batch_values(device: DeviceId, batch: MetricBatch, received_at: float) -> dict[str, Any]:
-    samples = [
-        {
-            "name": sample.name,
-            "labels": dict(sample.labels),
-            "value": _value_to_json(sample.value),
-        }
-        for sample in batch.samples
-    ]
     return {
         "device_id": device,
+        "spool": batch.spool,
         "sequence": batch.sequence,
         "created_at": batch.created_at,
         "received_at": received_at,
-        "samples": samples,
+        "samples": [sample.to_plain() for sample in batch.samples],
     }
 
 
 def _batch(row: Row[Any]) -> MetricBatch:
-    return MetricBatch(row.sequence, row.created_at, tuple(_sample(item) for item in row.samples))
-
-
-def _sample(item: Mapping[str, Any]) -> Sample:
-    value = item["value"]
-    if isinstance(value, Mapping):
-        value = Histogram(tuple(map(float, value["bounds"])), tuple(value["counts"]), float(value["sum"]))
-    return Sample(item["name"], value if isinstance(value, Histogram) else float(value), item["labels"])
-
-
-def _value_to_json(value: float | Histogram) -> Any:
-    """JSON knows no NaN and no infinity (RFC 8259), and a loss may be either: they become text."""
-    if isinstance(value, Histogram):
-        bounds = [_value_to_json(bound) for bound in value.bounds]
-        return {"bounds": bounds, "counts": list(value.counts), "sum": _value_to_json(value.sum)}
-    return value if math.isfinite(value) else str(value)
+    return MetricBatch(row.sequence, row.created_at, tuple(map(Sample.from_plain, row.samples)), row.spool)

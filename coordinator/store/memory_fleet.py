@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from coordinator.fleet.device import AuditEntry, Device, TokenRecord
 from coordinator.fleet.ports import Decide
@@ -20,6 +20,7 @@ class MemoryFleetStore:
         self._tokens: dict[str, TokenRecord] = {}
         self._devices: dict[DeviceId, Device] = {}
         self._audit: list[AuditEntry] = []
+        self._appended = 0
 
     def add_tokens(self, tokens: Sequence[TokenRecord], entry: AuditEntry) -> None:
         with self._lock:
@@ -100,7 +101,23 @@ class MemoryFleetStore:
 
     def append_audit(self, entry: AuditEntry) -> None:
         with self._lock:
-            self._audit.append(replace(entry, id=len(self._audit) + 1))
+            self._appended += 1
+            self._audit.append(replace(entry, id=self._appended))
+
+    def forget_audit(self, before: float) -> int:
+        with self._lock:
+            kept = [entry for entry in self._audit if entry.at >= before]
+            forgotten, self._audit = len(self._audit) - len(kept), kept
+            return forgotten
+
+
+@dataclass
+class _Spool:
+    """`kept` holds batches by number, each with the time at which it came."""
+
+    acknowledged: int = 0
+    updated_at: float = 0.0
+    kept: dict[int, tuple[float, MetricBatch]] = field(default_factory=dict)
 
 
 class MemoryMetricStore:
@@ -108,21 +125,33 @@ class MemoryMetricStore:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._batches: dict[DeviceId, dict[int, MetricBatch]] = {}
+        self._spools: dict[DeviceId, dict[str, _Spool]] = {}
 
     def add(self, device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
         with self._lock:
-            stored = self._batches.setdefault(device, {})
+            found = self._spools.setdefault(device, {}).setdefault(batches[0].spool, _Spool())
             for batch in batches:
-                stored.setdefault(batch.sequence, batch)
-            number = 0
-            while number + 1 in stored:
-                number += 1
-            return number
+                if batch.sequence > found.acknowledged:
+                    found.kept.setdefault(batch.sequence, (received_at, batch))
+            while found.acknowledged + 1 in found.kept:
+                found.acknowledged += 1
+            found.updated_at = received_at
+            return found.acknowledged
 
     def latest(self) -> Mapping[DeviceId, MetricBatch]:
         with self._lock:
-            return {device: stored[max(stored)] for device, stored in self._batches.items() if stored}
+            newest = {
+                device: max(spools.values(), key=lambda one: one.updated_at) for device, spools in self._spools.items()
+            }
+            return {device: one.kept[max(one.kept)][1] for device, one in newest.items() if one.kept}
+
+    def forget(self, before: float) -> int:
+        with self._lock:
+            every = [one for spools in self._spools.values() for one in spools.values()]
+            old = [(one, number) for one in every for number, (at, _) in one.kept.items() if at < before]
+            for one, number in old:
+                del one.kept[number]
+            return len(old)
 
 
 def _no_device(name: str) -> NotFound:

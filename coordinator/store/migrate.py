@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from coordinator.store.engine import reading, transaction
 from shared.errors import Conflict
 
-_SCRIPTS = Path(__file__).with_name("migrations")
+SCRIPTS = Path(__file__).with_name("migrations")
 
 
 def current(engine: Engine) -> str | None:
@@ -23,7 +23,7 @@ def current(engine: Engine) -> str | None:
 def upgrade(engine: Engine) -> None:
     """Run what is missing, each migration in a transaction. Raises `Conflict` for a database newer than this code."""
     config = Config()
-    config.set_main_option("script_location", str(_SCRIPTS))
+    config.set_main_option("script_location", str(SCRIPTS))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     with transaction(engine) as connection:
         found = MigrationContext.configure(connection).get_current_revision()

@@ -2,9 +2,26 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Text, and_, bindparam, cast, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    union,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.releases.plan import RolloutPlan
@@ -18,7 +35,7 @@ from coordinator.releases.release import (
     no_rollout,
     unfinished_rollout,
 )
-from coordinator.releases.states import UNFINISHED, DeviceState, RolloutState
+from coordinator.releases.states import UNFINISHED, UNWANTED, DeviceState, RolloutState
 from coordinator.store.engine import reading, transaction
 from coordinator.store.tables import releases, rollout_devices, rollout_events, rollouts
 from shared.errors import Conflict, Corrupt, ShoalError
@@ -111,12 +128,61 @@ class SqlReleaseStore:
                 devices.setdefault(row.rollout_id, []).append(_device(row))
         return [_rollout(row, tuple(devices.get(row.id, ()))) for row in found]
 
+    def standing(self) -> list[Rollout]:
+        with reading(self._engine) as connection:
+            models = [row.model for row in connection.execute(select(rollouts.c.model).distinct())]
+            current = {row.id for model in models for row in connection.execute(_newest_wanted(model))}
+            standing = {row.id for row in connection.execute(_MAY_STAND)}
+            found = [_read(connection, one, lock=False) for one in current | standing]
+        kept = [one for one in found if one.stands or one.id in current]
+        return sorted(kept, key=lambda one: (one.created_at, one.id))
+
+    def wanted(self, model: str) -> Rollout | None:
+        with reading(self._engine) as connection:
+            newest = connection.execute(_newest_wanted(model)).first()
+            return None if newest is None else _read(connection, newest.id, lock=False)
+
+    def proved(self, model: str, device: DeviceId, *, but: RolloutId) -> bool:
+        table = rollout_devices
+        query = select(table.c.rollout_id).join(rollouts, rollouts.c.id == table.c.rollout_id)
+        query = query.where(table.c.device_id == device, table.c.state == DeviceState.PROVEN.value)
+        query = query.where(rollouts.c.model == model, rollouts.c.id != but, _IS_WANTED)
+        with reading(self._engine) as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def counts(self) -> Mapping[str, int]:
+        query = select(rollouts.c.state, func.count()).group_by(rollouts.c.state)
+        with reading(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def records(self, rollout: RolloutId, after_id: int = 0) -> list[RolloutRecord]:
         table = rollout_events
         query = select(table).where(and_(table.c.rollout_id == rollout, table.c.id > after_id)).order_by(table.c.id)
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         return [RolloutRecord(row.at, row.kind, row.detail, row.id) for row in rows]
+
+    def forget_records(self, before: float) -> int:
+        ended = select(rollouts.c.id).where(rollouts.c.state.not_in(sorted(UNFINISHED)))
+        old = and_(rollout_events.c.at < before, rollout_events.c.rollout_id.in_(ended))
+        with transaction(self._engine) as connection:
+            return connection.execute(delete(rollout_events).where(old)).rowcount
+
+
+_IS_WANTED = rollouts.c.state.not_in(sorted(UNWANTED))
+_MAY_SERVE = or_(
+    rollout_devices.c.state.in_([DeviceState.OFFERED, DeviceState.PROVEN, DeviceState.WITHDRAWING]),
+    cast(rollout_devices.c.receipt, Text).contains("proven"),  # it may claim to serve; `Rollout.stands` looks closely
+)
+_MAY_STAND = union(
+    select(rollouts.c.id).where(rollouts.c.state.in_(sorted(UNFINISHED))),
+    select(rollouts.c.id).join(rollout_devices).where(rollouts.c.state.in_(sorted(UNWANTED)), _MAY_SERVE),
+)
+
+
+def _newest_wanted(model: str) -> Select[tuple[str]]:
+    query = select(rollouts.c.id).where(rollouts.c.model == model, _IS_WANTED)
+    return query.order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(1)
 
 
 # Receipts are read as text: each is parsed once, however often its rollout changes.

@@ -76,10 +76,20 @@ join_tokens = Table(
     Column("spent_at", Float, nullable=True),
 )
 
+metric_spools = Table(  # how far each is acknowledged: known still when the batches themselves are too old to keep
+    "metric_spools",
+    metadata,
+    Column("device_id", ForeignKey("devices.id"), primary_key=True),
+    Column("spool", String(64), primary_key=True),
+    Column("acknowledged", BigInteger, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
 metric_batches = Table(
     "metric_batches",
     metadata,
     Column("device_id", ForeignKey("devices.id"), primary_key=True),
+    Column("spool", String(64), primary_key=True),
     Column("sequence", BigInteger, primary_key=True),
     Column("created_at", Float, nullable=False),
     Column("received_at", Float, nullable=False),

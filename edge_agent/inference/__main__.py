@@ -6,36 +6,25 @@ so that a supervisor can wait without polling. SIGTERM, SIGINT and Slots.Shutdow
 
 import argparse
 import asyncio
-import ctypes
 import gc
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent.inference.engine import Engine
 from edge_agent.inference.server import HOST, OipListener, remove_file, start_control
-from shared.errors import ShoalError
+from shared.child import claim_stdout, die_with
+from shared.errors import ShoalError, StorageFull
 from shared.files import atomic_file
 
 _DRAIN_S = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its supervisor dies, however it dies (Linux; elsewhere a supervisor that
-    is killed leaves it running). The signal is tied to the supervisor's thread that started us: its event loop's."""
-    if sys.platform != "linux" or not parent:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call above
-        sys.exit(1)
-
-
-async def serve(control: Path, port: int, ready: Path) -> None:
-    """Runs until it is told to stop. Raises `Unavailable`, `ConfigError`, `StorageFull`."""
+async def serve(control: Path, port: int, ready: Path, say: Callable[[str], None]) -> None:
+    """Runs until it is told to stop. Raises `Unavailable`, `ConfigError`."""
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[float] = loop.create_future()
 
@@ -55,9 +44,12 @@ async def serve(control: Path, port: int, ready: Path) -> None:
     await listener.start(port)
     controller = await start_control(engine, control, shut_down)
     line = json.dumps({"pid": os.getpid(), "port": listener.port, "address": f"{HOST}:{listener.port}"})
-    with atomic_file(ready, durable=False) as file:  # it means nothing after a restart
-        file.write(line.encode())
-    print(line, flush=True)
+    try:
+        with atomic_file(ready, durable=False) as file:  # it means nothing after a restart
+            file.write(line.encode())
+    except StorageFull as error:  # requests are answered all the same, and the supervisor reads the line
+        print(f"warning: {error}", file=sys.stderr)
+    say(line)
     gc.freeze()  # what is loaded by now stays; collections need not look at it
     timeout_s = await stopping
     remove_file(ready)
@@ -74,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, default=0, help="end when the process with this id ends")
     options = parser.parse_args(arguments)
     die_with(options.parent)
+    say = claim_stdout()
     try:
         import uvloop
 
@@ -82,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         factory = None
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(serve(options.control, options.port, options.ready))
+            runner.run(serve(options.control, options.port, options.ready, say))
     except ShoalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -12,11 +12,11 @@ from typing import BinaryIO
 import structlog
 
 from edge_agent.inference.ports import Slots
-from edge_agent.inference.server import HOST, check_socket_path
+from edge_agent.inference.server import HOST
 from edge_agent.inference.slots_client import RemoteSlots
 from shared.clock import Clock, SystemClock
 from shared.errors import ChildFailed, ShoalError, Unavailable
-from shared.files import storage_errors
+from shared.files import check_socket_path, storage_errors
 
 _START_S = 30.0
 _LAST_WORDS_S = 2.0  # beyond the drain, before it is killed
@@ -32,7 +32,7 @@ class InferenceProcess:
     """Implements `ports.InferencePort`. `run_dir` gets the control socket, the ready file and the child's log.
 
     `on_restart` is awaited after each restart, when the service answers but holds no model: load the last proven one
-    there. The child dies with the thread that called `start`, even when that is killed (see `__main__.die_with`).
+    there. The child dies with the thread that called `start`, even when that is killed (see `shared.child.die_with`).
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class InferenceProcess:
         clock: Clock | None = None,
     ) -> None:
         self.restarts = 0
-        self._run_dir = run_dir
+        self._run_dir = run_dir.resolve()
         self._port = port
         self._on_restart = on_restart
         self._clock = clock or SystemClock()
@@ -86,7 +86,7 @@ class InferenceProcess:
         self._watcher = asyncio.create_task(self._watch(process), name="inference-watcher")
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Safe to repeat. Raises what stopped the watcher, if something unforeseen did."""
+        """Safe to repeat."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.cancel()
@@ -99,8 +99,6 @@ class InferenceProcess:
             await slots.close()
         if process is not None:
             await _end(process, timeout_s + _LAST_WORDS_S)
-        if watcher is not None and not watcher.cancelled() and (error := watcher.exception()) is not None:
-            raise error
 
     @property
     def _socket(self) -> Path:
@@ -123,6 +121,8 @@ class InferenceProcess:
                     await self._on_restart()
             except ShoalError as error:  # if the service died of it, the next turn starts it again
                 _log.warning("inference service restart failed", reason=str(error))
+            except Exception as error:  # noqa: BLE001  # whatever it was: a device that serves nothing must not stay so
+                _log.error("inference service restart failed", exc_info=error)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         with self._open_log() as log:

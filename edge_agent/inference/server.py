@@ -13,10 +13,10 @@ from edge_agent.inference.rpc import MESSAGE_OPTIONS, SERVER_OPTIONS
 from edge_agent.inference.slots_server import SlotsServicer
 from protos.edge.v1.slots_pb2_grpc import add_SlotsServicer_to_server
 from protos.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
-from shared.errors import ConfigError, Unavailable
+from shared.errors import Unavailable
+from shared.files import check_socket_path
 
 HOST = "127.0.0.1"
-_MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the closing zero (unix(7))
 _BIND_TRIES = 60
 _BIND_WAIT_S = 0.05  # a service that was killed a moment ago may still hold the port
 _LAST_ANSWERS_S = 1.0
@@ -52,22 +52,13 @@ class OipListener:
             await self._server.stop(_LAST_ANSWERS_S)
 
 
-def check_socket_path(path: Path) -> None:
-    """Raises `ConfigError` for a path that no Unix socket can have."""
-    size = len(os.fsencode(path))
-    if size > _MAX_SOCKET_PATH:
-        raise ConfigError(
-            f"{size} bytes, a Unix socket's path may have {_MAX_SOCKET_PATH}: use a shorter home folder", path=str(path)
-        )
-
-
 def remove_file(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
 async def start_control(engine: Engine, socket: Path, shut_down: Callable[[float], None]) -> grpc.aio.Server:
     """Serves `edge.v1.Slots` at `socket`, which only this user can open. Raises `ConfigError`, `Unavailable`."""
-    check_socket_path(socket)
+    socket = check_socket_path(socket)
     remove_file(socket)  # left behind by a service that was killed
     server = grpc.aio.server(options=MESSAGE_OPTIONS)
     add_SlotsServicer_to_server(SlotsServicer(engine, shut_down), server)

@@ -7,6 +7,7 @@ LOADING → WARM → LIVE → DRAINING → CLOSED          WARM: loaded and warm
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from shared import tables
 from shared.errors import Conflict, NotFound
 
 CAPACITY = 2
@@ -48,10 +49,7 @@ ANSWERING = frozenset({State.WARM, State.LIVE, State.DRAINING})
 
 def advance(state: State, event: Event) -> State:
     """Raises `Conflict` for an event that the table does not allow in `state`."""
-    try:
-        return TABLE[state][event]
-    except KeyError:
-        raise Conflict(f"a {state} version cannot be {event}") from None
+    return tables.advance(TABLE, state, event, Conflict, "a {state} version cannot be {event}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ come after the memory is gone, and take the keys of rounds under way with it.
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -19,16 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.child import claim_stdout, die_with
+
 NICE = 10
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def _live_under(parent: int) -> None:
-    """Have the kernel end this process when its supervisor dies, however it dies (Linux)."""
-    if sys.platform == "linux" and parent:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call above
-            sys.exit(1)
+KEPT_MEMORY_MIB = 64
 
 
 def _limit(memory_mib: int) -> None:
@@ -45,15 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-mib", type=int, default=0, help="cap on writable memory; 0: none")
     parser.add_argument("--parent", type=int, default=0, help="end when the process with this id ends")
     options = parser.parse_args(arguments)
-    _live_under(options.parent)
+    die_with(options.parent)
     _limit(options.memory_mib)
+    say = claim_stdout()  # client apps print
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     from edge_agent.trainer import server
     from edge_agent.trainer.worker import Worker, WorkerSettings
+    from shared.allocator import keep_freed_memory
     from shared.errors import ShoalError
     from shared.observe import configure_logs
     from shared.settings import from_mapping
 
+    keep_freed_memory(KEPT_MEMORY_MIB)
     try:
         settings = from_mapping(WorkerSettings, json.loads(options.settings))
         configure_logs(level=settings.log_level, as_json=settings.log_json)  # plain tracebacks: no values of examples
@@ -62,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ShoalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print("ready", flush=True)
+    say("ready")
     listening.wait_for_termination()
     return 0
 

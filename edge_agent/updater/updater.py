@@ -1,13 +1,16 @@
 """Acts on what the coordinator orders about releases. It believes signed metadata, never the order.
 
 Orders are verified and journalled as they come, acknowledged, and carried out one at a time. Whatever happens, the device ends
-with a signed receipt in the journal's outbox, and a model that was live stays live until another one is ready to take over.
+with a signed receipt in the journal's outbox, and a model that was live stays live until another one is ready to take over. A disk
+that is full holds orders up; it loses none.
 """
 
 import asyncio
 import contextlib
-import secrets
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -17,8 +20,18 @@ from edge_agent.state import InstallEvent
 from edge_agent.updater.install import Installation, Measured, NotGoodEnough, NotProven
 from edge_agent.updater.serving import Shelf
 from edge_agent.updater.tools import Tools
-from shared.errors import ChildFailed, Conflict, InputError, LocalError, NotFound, PeerError, ShoalError, StorageFull
-from shared.ids import Digest
+from shared.errors import (
+    ChildFailed,
+    Conflict,
+    Corrupt,
+    InputError,
+    NotFound,
+    PeerError,
+    ShoalError,
+    StorageFull,
+    Untrusted,
+)
+from shared.ids import Digest, new_event_id
 from shared.session import AgentEvent, Command, Install, InstallReport, Serving, Withdraw
 from shared.signing.receipts import Receipt, State, sign_receipt
 from shared.signing.trust import Catalogue
@@ -26,6 +39,22 @@ from shared.signing.trust import Catalogue
 _log = structlog.get_logger()
 _UNKNOWN = Digest("0" * 64)  # the bundle of an order whose metadata did not verify
 _TRIES = 3
+_FULL_S = 5.0  # before a full disk is tried again
+_STATES: dict[InstallEvent, State] = {
+    InstallEvent.REFUSE: "refused",
+    InstallEvent.FAIL: "failed",
+    InstallEvent.REVERT: "reverted",
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _End:
+    """How an order ended. `proven` is set for an install that serves."""
+
+    event: InstallEvent
+    reason: str = ""
+    proven: Proven | None = None
 
 
 class Updater:
@@ -59,13 +88,21 @@ class Updater:
 
     def acknowledged(self, event_id: str) -> None:
         """A receipt has arrived: the way back need not be warm any longer."""
-        record = self._tools.journal.acknowledge(event_id)
+        try:
+            record = self._tools.journal.acknowledge(event_id)
+        except StorageFull as error:  # at the next session it is repeated, and acknowledged again
+            _log.warning("a receipt cannot be forgotten", reason=error.message)
+            return
         if record is not None:
             self._orders.put_nowait(record.order.model)
 
     async def run(self) -> None:
         """Until cancelled. Orders that were under way when the process died begin again."""
-        for record in self._tools.journal.restart():
+        try:
+            self._catalogue = await asyncio.to_thread(self._tools.trust.catalogue)
+        except Corrupt as error:  # then nothing is carried out before new metadata comes
+            _log.error("release metadata not read", reason=str(error))
+        for record in await self._written(self._tools.journal.restart):
             self._orders.put_nowait(record)
         try:
             async with asyncio.TaskGroup() as group:
@@ -84,33 +121,33 @@ class Updater:
     async def _take_orders(self) -> None:
         while True:
             command = await self._arrived.get()
-            try:
-                await self._take(command)
-            except StorageFull as error:
-                _log.error("an order cannot be remembered", reason=error.message)  # not acknowledged: it comes again
-                continue
+            await self._take(command)
             self._acknowledge(command)
 
     async def _take(self, command: Command) -> None:
-        order = command.order
-        if not isinstance(order, Install | Withdraw) or self._tools.journal.seen(command.command_id):
+        order, journal = command.order, self._tools.journal
+        if not isinstance(order, Install | Withdraw) or journal.seen(command.command_id):
             return
         try:
             record = await self._verified(command, order)
-        except StorageFull:
-            raise
-        except ShoalError as error:
-            _log.warning("order refused", model=order.model, release=order.release, reason=str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it was: an order that was not verified is declined
+            end = _failed(error, InstallEvent.REFUSE)
             record = InstallRecord(command.command_id, _bare(order), _UNKNOWN, 0)
-            if self._tools.journal.begin(record):
-                self._finish(record, InstallEvent.REFUSE, error.message, Measured())
+            report = self._receipt(record, end, Measured())
+            await self._written(lambda: journal.decline(record, end.event, end.reason, report))
+            self._report(report)
             return
-        if self._tools.journal.begin(record):
+        if await self._written(lambda: journal.begin(record)):
             self._abandon_if_withdrawn(record)
             self._orders.put_nowait(record)
 
     async def _verified(self, command: Command, order: Install | Withdraw) -> InstallRecord:
-        catalogue = await asyncio.to_thread(self._tools.trust.update, order.metadata)
+        while True:
+            try:
+                catalogue = await asyncio.to_thread(self._tools.trust.update, order.metadata)
+                break
+            except StorageFull as error:
+                await _full(error)
         self._catalogue = catalogue
         target = catalogue.find(order.model, order.release)
         if isinstance(order, Install):
@@ -136,29 +173,32 @@ class Updater:
             job = await self._orders.get()
             if isinstance(job, str):
                 await self._tidy(job)
-            elif isinstance(job.order, Install):
-                await self._install(job)
-            else:
-                await self._withdraw(job)
+                continue
+            measured = Measured()
+            try:
+                carry_out = self._install if isinstance(job.order, Install) else self._withdraw
+                end = await carry_out(job, measured)
+            except Exception as error:  # noqa: BLE001  # whatever it was, it must not end the agent now and at every start
+                end = _failed(error, InstallEvent.FAIL)
+            await self._conclude(job, end, measured)
 
-    async def _install(self, record: InstallRecord) -> None:
+    async def _install(self, record: InstallRecord, measured: Measured) -> _End:
         order = record.order
-        measured = Measured()
         try:
-            if self._catalogue is not None:  # orders may have come since this one was verified
-                self._catalogue.check_install(order.model, order.release, self._current(order.model))
-            proven = await self._tried(record, measured)
+            # Once more: orders may have come since this one was verified, or this process may have been another then.
+            target = self._believed().check_install(order.model, order.release, self._current(order.model))
+            if target.digest != record.bundle_digest:
+                raise Untrusted(f"release {order.model}:{order.release} is not the one that was verified")
+            return _End(InstallEvent.PROVE, proven=await self._tried(record, measured))
         except (NotGoodEnough, PeerError, InputError, StorageFull) as error:
-            self._finish(record, InstallEvent.REFUSE, str(error), measured)
-        except (NotProven, LocalError) as error:
-            self._finish(record, InstallEvent.FAIL, str(error), measured)
+            return _End(InstallEvent.REFUSE, str(error))
         except _Withdrawn as error:
-            self._finish(record, InstallEvent.REVERT, str(error), measured)
-        else:
-            report = self._receipt(record, "proven", "", measured)
-            self._tools.journal.prove(record.command_id, proven, report)
-            _log.info("proven", model=order.model, release=order.release, runtime=proven.runtime)
-            self._report(report)
+            return _End(InstallEvent.REVERT, str(error))
+
+    def _believed(self) -> Catalogue:
+        if self._catalogue is None:
+            raise Untrusted("no release metadata on this device verifies; it comes with the next order")
+        return self._catalogue
 
     async def _tried(self, record: InstallRecord, measured: Measured) -> Proven:
         """A child that dies under an install costs a repetition, not the install."""
@@ -180,7 +220,7 @@ class Updater:
             if not isinstance(error, ChildFailed) or not left:
                 return task.result()
             _log.warning("install begins again", reason=str(error))
-            self._tools.journal.advance(record.command_id, InstallEvent.RESTART)
+            await self._written(lambda: self._tools.journal.advance(record.command_id, InstallEvent.RESTART))
             await self.shelf.back()
         raise ChildFailed("the install was not tried")
 
@@ -189,28 +229,29 @@ class Updater:
             self._probe = Probe(self._tools.inference.address)
         return self._probe
 
-    async def _withdraw(self, record: InstallRecord) -> None:
+    async def _withdraw(self, record: InstallRecord, _: Measured) -> _End:
         model, release = record.order.model, record.order.release
         try:
-            reason = await self._step_back(model, release)
-        except ShoalError as error:
-            _log.error("the earlier release cannot be served", model=model, reason=str(error))
-            self._finish(record, InstallEvent.FAIL, str(error), Measured())
-            return
-        self._finish(record, InstallEvent.REVERT, reason, Measured())
-        await self._tidy(model)
+            catalogue = self._believed()
+            if not catalogue.is_withdrawn(
+                model, release
+            ):  # never journalled as verified; but nothing else is asked twice here
+                raise Untrusted(f"release {model}:{release} was not withdrawn by those who sign releases")
+        except Untrusted as error:
+            return _End(InstallEvent.REFUSE, error.message)
+        return _End(InstallEvent.REVERT, await self._step_back(catalogue, model, release))
 
-    async def _step_back(self, model: str, release: int) -> str:
+    async def _step_back(self, catalogue: Catalogue, model: str, release: int) -> str:
         """Instant when the earlier release is still warm. Returns what happened."""
-        standing = self._tools.journal.proven(model)
-        before = self._tools.journal.step_back(model, release)  # first: a crash from here on serves the earlier one
+        journal, slots = self._tools.journal, self._tools.inference.slots
+        standing = journal.proven(model)
+        # First: a crash from here on serves the earlier one.
+        before = await self._written(lambda: journal.step_back(model, release))
         if not standing or standing[0].release != release:
             await self.shelf.close(model, release)
             return "it was not serving"
-        slots = self._tools.inference.slots
-        if before is not None and self._catalogue is not None and self._catalogue.is_withdrawn(model, before.release):
-            self._tools.journal.step_back(model, before.release)
-            before = None
+        if before is not None and catalogue.is_withdrawn(model, (earlier := before.release)):
+            before = await self._written(lambda: journal.step_back(model, earlier))
         if before is None:
             with contextlib.suppress(NotFound):
                 await slots.remove(model)
@@ -225,24 +266,34 @@ class Updater:
     async def _tidy(self, model: str) -> None:
         try:
             await self.shelf.make_room(model, 0)
-        except ShoalError as error:
-            _log.info("old slot not released", model=model, reason=error.message)
-        await asyncio.to_thread(self.shelf.collect_garbage, model)
+            await asyncio.to_thread(self.shelf.collect_garbage, model)
+        except Exception as error:  # noqa: BLE001  # what is left over costs room, no more
+            _log.info("old release not removed", model=model, reason=str(error))
 
-    # ---- receipts
+    # ---- what is written
 
-    def _finish(self, record: InstallRecord, event: InstallEvent, reason: str, measured: Measured) -> None:
-        state: dict[InstallEvent, State] = {
-            InstallEvent.REFUSE: "refused",
-            InstallEvent.FAIL: "failed",
-            InstallEvent.REVERT: "reverted",
-        }
-        _log.warning(state[event], model=record.order.model, release=record.order.release, reason=reason)
-        report = self._receipt(record, state[event], reason, measured)
-        self._tools.journal.end(record.command_id, event, reason, report)
+    async def _conclude(self, record: InstallRecord, end: _End, measured: Measured) -> None:
+        journal, order = self._tools.journal, record.order
+        report = self._receipt(record, end, measured)
+        if (proven := end.proven) is not None:
+            _log.info("proven", model=order.model, release=order.release, runtime=proven.runtime)
+            await self._written(lambda: journal.prove(record.command_id, proven, report))
+        else:
+            _log.warning(_STATES[end.event], model=order.model, release=order.release, reason=end.reason)
+            await self._written(lambda: journal.end(record.command_id, end.event, end.reason, report))
         self._report(report)
+        if isinstance(order, Withdraw):
+            await self._tidy(order.model)
 
-    def _receipt(self, record: InstallRecord, state: State, reason: str, measured: Measured) -> AgentEvent:
+    async def _written(self, write: Callable[[], T]) -> T:
+        """What a write to the journal returns, once there is room for it."""
+        while True:
+            try:
+                return write()
+            except StorageFull as error:
+                await _full(error)
+
+    def _receipt(self, record: InstallRecord, end: _End, measured: Measured) -> AgentEvent:
         identity, variant, proof = self._tools.identity(), measured.variant, measured.proof
         receipt = Receipt(
             device=identity.device,
@@ -250,28 +301,46 @@ class Updater:
             model=record.order.model,
             release=record.order.release,
             bundle_digest=record.bundle_digest,
-            state=state,
+            state="proven" if end.proven is not None else _STATES[end.event],
             at=float(self._tools.clock.now()),
-            reason=reason[:1000],
+            reason=end.reason,
             variant_digest=variant.digest if variant else "",
             runtime=variant.runtime if variant else "",
             answers=proof.answers if proof else 0,
             errors=(proof.errors if proof else 0) + measured.after.errors,
-            accuracy_before=measured.before.accuracy,
-            accuracy_after=measured.after.accuracy,
-            max_logit_difference=variant.max_logit_difference if variant else None,
-            top1_agreement=variant.top1_agreement if variant else None,
-            latency_before_ms=measured.before.latency_ms,
-            latency_after_ms=(proof.latency_ms if proof else None) or measured.after.latency_ms,
+            accuracy_before=_finite(measured.before.accuracy),
+            accuracy_after=_finite(measured.after.accuracy),
+            max_logit_difference=_finite(variant.max_logit_difference if variant else None),
+            top1_agreement=_finite(variant.top1_agreement if variant else None),
+            latency_before_ms=_finite(measured.before.latency_ms),
+            latency_after_ms=_finite((proof.latency_ms if proof else None) or measured.after.latency_ms),
             size_bytes=variant.size_bytes if variant else 0,
         )
         data, signature = sign_receipt(identity, receipt)
-        event = InstallReport(record.command_id, record.order.rollout_id, data, signature)
-        return AgentEvent(f"evt-{secrets.token_hex(8)}", event)
+        event = InstallReport(record.command_id, record.order.rollout_id, data, signature, identity.certificate)
+        return AgentEvent(new_event_id(), event)
 
 
 class _Withdrawn(Exception):
     """The release was withdrawn while it was being installed."""
+
+
+def _failed(error: Exception, event: InstallEvent) -> _End:
+    """`event` for our own errors; any other is this device's failure, and its text, which may say too much, stays in its log."""
+    if isinstance(error, ShoalError | NotProven):
+        return _End(event, str(error))
+    _log.error("order failed", exc_info=error)
+    return _End(InstallEvent.FAIL, f"this device failed: {type(error).__name__}; see its log")
+
+
+async def _full(error: StorageFull) -> None:
+    _log.error("an order waits", reason=error.message)
+    await asyncio.sleep(_FULL_S)
+
+
+def _finite(value: float | None) -> float | None:
+    """A receipt holds numbers only; what is not one never passed a gate."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _bare(order: Install | Withdraw) -> Install | Withdraw:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from shared.errors import Malformed, SignatureInvalid
 from shared.ids import Digest, RolloutId, parse_digest, parse_name
+from shared.text import clean_text
 
 State = Literal["proven", "refused", "failed", "reverted"]
 MAX_RECEIPT_BYTES = 16 * 1024
@@ -27,7 +28,10 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True)
 class Receipt:
-    """Accuracies are shares of the held-out examples, 0 to 1; latencies are medians for one request, ms; None: not measured."""
+    """Accuracies are shares of the held-out examples, 0 to 1; latencies are medians for one request, ms; None: not measured.
+
+    Text is kept as `shared.text.clean_text` leaves it, so a signed receipt with other text is not in canonical form.
+    """
 
     device: str
     rollout_id: RolloutId
@@ -58,6 +62,8 @@ class Receipt:
             value = getattr(self, item.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise Malformed(f"a receipt's {item.name} is not a finite number")
+            if isinstance(value, str):
+                object.__setattr__(self, item.name, clean_text(value))
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""

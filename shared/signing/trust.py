@@ -24,12 +24,13 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
+    StorageError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, TargetFile, Targets
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from shared.errors import Malformed, Untrusted
+from shared.errors import Corrupt, Malformed, Untrusted
 from shared.files import fsync_folder, storage_errors
 from shared.ids import Digest, parse_digest
 
@@ -91,13 +92,30 @@ class Catalogue:
 
 
 class Trust:
-    """The trusted metadata in `folder`. `root` is the first root, learned at enrolment; later roots must be signed by it."""
+    """The trusted metadata in `folder`, which is one process's alone. `root` is the first root, learned at enrolment; later roots
+    must be signed by it."""
 
     def __init__(self, folder: Path, root: bytes) -> None:
         self._folder = folder
         self._root = root
         self._current = folder / "current"
         folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    def catalogue(self) -> Catalogue | None:
+        """What was trusted last, even if it has expired since. None: nothing yet. Raises `Corrupt`."""
+        if not self._current.exists():
+            return None
+        try:
+            root = Metadata[Root].from_file(str(self._current / "root.json")).signed
+            targets = Metadata[Targets].from_file(str(self._current / "targets.json"))
+            root.verify_delegate(Targets.type, targets.signed_bytes, targets.signatures)
+            return _catalogue(targets.signed)
+        except (RepositoryError, StorageError, Malformed, OSError, ValueError, RecursionError) as error:
+            raise Corrupt(
+                f"the release metadata in {self._folder} is damaged; it is replaced with the next order",
+                detail=str(error)[:200],
+            ) from error
 
     def update(self, metadata: Mapping[str, bytes]) -> Catalogue:
         """Verify metadata and, if it holds, trust it from now on.
@@ -122,11 +140,18 @@ class Trust:
         try:
             updater = Updater(str(folder), "shoal:///", fetcher=_Given(metadata), config=_LIMITS, bootstrap=self._root)
             updater.refresh()
-            signed = Metadata[Targets].from_file(str(folder / "targets.json")).signed.targets
-            targets = {path: _target(target) for path, target in signed.items()}
+            return _catalogue(Metadata[Targets].from_file(str(folder / "targets.json")).signed)
         except (RepositoryError, DownloadError, Malformed, ValueError, RecursionError) as error:
             raise Untrusted(f"release metadata refused: {_explain(error)}", detail=str(error)[:200]) from error
-        return Catalogue(targets)
+
+    def _sweep(self) -> None:
+        """Remove what a crash in the middle of an update left behind."""
+        current = self._current.resolve()
+        for path in self._folder.glob("trusted.*"):
+            if path.resolve() != current:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self._folder.glob("current.*"):
+            path.unlink(missing_ok=True)
 
     def _replace(self, candidate: Path) -> None:
         for path in candidate.rglob("*"):
@@ -141,6 +166,11 @@ class Trust:
         fsync_folder(self._folder)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _catalogue(targets: Targets) -> Catalogue:
+    """Raises `Malformed`."""
+    return Catalogue({path: _target(target) for path, target in targets.targets.items()})
 
 
 def _target(target: TargetFile) -> Target:

@@ -176,11 +176,20 @@ def test_the_audit_log_gives_the_newest_oldest_first(fleet: FleetStore) -> None:
     assert [entry.action for entry in fleet.audit(3)] == ["act.2", "act.3", "act.4"]
 
 
-def batch(number: int) -> MetricBatch:
+def test_old_audit_entries_are_forgotten_and_numbers_go_on(fleet: FleetStore) -> None:
+    for number in range(5):
+        fleet.append_audit(AuditEntry(float(number), "admin", f"act.{number}", "fleet"))
+
+    assert fleet.forget_audit(3.0) == 3
+    fleet.append_audit(AuditEntry(9.0, "admin", "act.9", "fleet"))
+
+    assert [(entry.id, entry.action) for entry in fleet.audit(10)] == [(4, "act.3"), (5, "act.4"), (6, "act.9")]
+
+
+def batch(number: int, spool: str = "a") -> MetricBatch:
     histogram = Histogram((1.0, 5.0), (3, 2, 1), 17.5)
-    return MetricBatch(
-        number, 10.0 + number, (Sample("loss", 0.5), Sample("latency_ms", histogram, {"model": "digits"}))
-    )
+    samples = (Sample("loss", 0.5), Sample("latency_ms", histogram, {"model": "digits"}))
+    return MetricBatch(number, 10.0 + number, samples, spool)
 
 
 def test_a_batch_sent_twice_is_counted_once(metrics: MetricStore) -> None:
@@ -197,7 +206,7 @@ def test_nothing_behind_a_gap_is_acknowledged(metrics: MetricStore) -> None:
     assert metrics.add(one, [batch(2)], 20.0) == 0
     assert metrics.add(one, [batch(1), batch(4)], 21.0) == 2
     assert metrics.add(one, [batch(3)], 22.0) == 4
-    assert metrics.add(one, [], 23.0) == 4
+    assert metrics.add(one, [batch(1)], 23.0) == 4
 
 
 def test_numbers_that_json_lacks_come_back(metrics: MetricStore) -> None:
@@ -219,3 +228,26 @@ def test_batches_at_the_same_time_are_stored_once_each(metrics: MetricStore) -> 
         list(threads.map(lambda _: metrics.add(one, [batch(1), batch(2), batch(3)], 20.0), range(8)))
 
     assert metrics.add(one, [batch(4)], 21.0) == 4
+
+
+def test_a_device_that_lost_its_spool_is_heard_again(metrics: MetricStore) -> None:
+    """Its numbers begin at 1 again: they are another spool's, not batches that were stored before."""
+    one = DeviceId("dev-dev1")
+    metrics.add(one, [batch(1), batch(2), batch(3)], 20.0)
+
+    assert metrics.add(one, [batch(1, "b")], 30.0) == 1
+    assert metrics.latest() == {one: batch(1, "b")}
+    assert metrics.add(one, [batch(4)], 31.0) == 4
+
+
+def test_what_was_acknowledged_stays_so_when_old_batches_are_forgotten(metrics: MetricStore) -> None:
+    one = DeviceId("dev-dev1")
+    metrics.add(one, [batch(1), batch(2)], 20.0)
+    metrics.add(one, [batch(3)], 30.0)
+
+    assert metrics.forget(25.0) == 2
+    assert metrics.latest() == {one: batch(3)}
+    assert metrics.add(one, [batch(2)], 31.0) == 3, "a late repetition is not stored again"
+    assert metrics.forget(40.0) == 1
+    assert metrics.latest() == {}
+    assert metrics.add(one, [batch(4)], 41.0) == 4

@@ -194,7 +194,7 @@ async def test_it_makes_a_release_fit_the_device(
     trainer: TrainerPort, settings: WorkerSettings, tmp_path: Path
 ) -> None:
     write_bundle(tmp_path / "bundle", bundle())
-    files = {name: SignedFile(*entry) for name, entry in inspect_bundle(tmp_path / "bundle").items()}
+    files = {name: SignedFile(entry.digest, entry.size) for name, entry in inspect_bundle(tmp_path / "bundle").items()}
     gate = Gate(requantize=False)
     request = SpecialiseRequest(tmp_path / "bundle", tmp_path / "variant", gate, 1, 0, 60.0, files)
     variant = await trainer.specialise(request)

@@ -27,7 +27,7 @@ from shared.learning.spec import InputSchema, ModelSpec
 from shared.session import Acknowledged, Event, Gate, Install, InstallReport, TaskResult, Withdraw
 from shared.signing.certificates import generate_key, make_csr
 from shared.signing.identity import DeviceIdentity
-from shared.signing.manifest import FileEntry, Manifest
+from shared.signing.manifest import Manifest
 from shared.signing.receipts import Receipt
 from tests.integration.front import Front, running
 
@@ -98,7 +98,7 @@ class Kit:
     def publish(self, release: int, content: Bundle) -> Manifest:
         folder = self.folder / f"bundle-{release}"
         write_bundle(folder, content)
-        files = {name: FileEntry(entry.digest, entry.size) for name, entry in inspect_bundle(folder).items()}
+        files = inspect_bundle(folder)
         for name in files:
             self.front.lasting.write((folder / name).read_bytes())
         manifest = Manifest(MODEL, release, files, created_at=1.0)

@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
 from coordinator.fleet.device import AuditEntry
 from coordinator.store.engine import open_engine, reading, transaction
-from coordinator.store.fleet import SqlFleetStore
-from coordinator.store.migrate import current, upgrade
+from coordinator.store.fleet import SqlFleetStore, SqlMetricStore
+from coordinator.store.migrate import SCRIPTS, current, upgrade
 from coordinator.store.tables import metadata
 from shared.errors import Conflict
+from shared.ids import DeviceId
+from shared.session import MetricBatch
 from tests.contract.conftest import engine
 
 __all__ = ["engine"]
@@ -63,6 +67,43 @@ def test_a_migration_that_fails_leaves_no_table_behind(tmp_path: Path) -> None:
 
     with reading(database) as connection:
         assert inspect(connection).get_table_names() == [last]
+    database.dispose()
+
+
+def at_the_first_tables(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    with transaction(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+
+
+def test_metrics_that_were_acknowledged_before_spools_had_names_stay_so(tmp_path: Path) -> None:
+    """And a device that goes on with its old spool, which has no name, is not asked for what was stored already."""
+    database = open_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    at_the_first_tables(database)
+    whole, gap, late = "dev-whole", "dev-gap", "dev-late"
+    with transaction(database) as connection:
+        for place, (device, numbers) in enumerate({whole: (1, 2, 3), gap: (1, 2, 4), late: (7, 8)}.items()):
+            values = {"device": device, "place": place, "key": str(place)}
+            connection.execute(
+                text(
+                    "INSERT INTO devices VALUES (:device, :place, :device, 'active', '{}', '{}', :key, '', 0, '', 0, 0, '', '')"
+                ),
+                values,
+            )
+            for number in numbers:
+                row = {"device": device, "number": number}
+                connection.execute(text("INSERT INTO metric_batches VALUES (:device, :number, 1.0, 2.0, '[]')"), row)
+
+    upgrade(database)
+
+    store = SqlMetricStore(database)
+    assert {device: batch.sequence for device, batch in store.latest().items()} == {whole: 3, gap: 4, late: 8}
+    assert store.add(DeviceId(whole), [MetricBatch(4, 3.0, ())], 5.0) == 4
+    assert store.add(DeviceId(gap), [MetricBatch(3, 3.0, ())], 5.0) == 4
+    assert store.add(DeviceId(late), [MetricBatch(9, 3.0, ())], 5.0) == 0
+    assert store.add(DeviceId(whole), [MetricBatch(1, 9.0, (), "new")], 6.0) == 1
     database.dispose()
 
 

@@ -17,7 +17,7 @@ from coordinator.worker import answer
 from edge_agent.runtimes import Runtime, Session, TensorSpec, available
 from edge_agent.trainer.specialise import Tolerance, specialise
 from edge_agent.trainer.variant import read_variant
-from shared.bundle import Bundle, bundle_manifest, read_bundle, write_bundle
+from shared.bundle import Bundle, inspect_bundle, read_bundle, write_bundle
 from shared.errors import Conflict, Corrupt, DigestMismatch, Malformed, Unsupported
 from shared.ids import digest_of
 from shared.learning.examples import Split, split_examples
@@ -80,7 +80,7 @@ class BentSession:
 def test_as_shipped_it_is_judged_on_the_probe_and_measured(release: Path, tmp_path: Path) -> None:
     variant = specialise(release, DATA, PROFILE, tmp_path / "v", requantize=False)
     assert variant.origin == "shipped"
-    assert variant.digest == bundle_manifest(release)["model.onnx"].digest
+    assert variant.digest == inspect_bundle(release)["model.onnx"].digest
     assert variant.accuracy is not None
     assert variant.accuracy > 0.8
     assert variant.max_logit_difference is not None
@@ -95,7 +95,7 @@ def test_requantized_here_it_answers_as_its_fake_quantized_network(release: Path
     variant = specialise(release, DATA, PROFILE, tmp_path / "v", recovery_batches=5)
     assert (variant.origin, variant.fallback) == ("local", "")
     assert variant.digest == digest_of((tmp_path / "v" / "model.onnx").read_bytes())
-    assert variant.digest != bundle_manifest(release)["model.onnx"].digest
+    assert variant.digest != inspect_bundle(release)["model.onnx"].digest
     assert variant.accuracy is not None
     assert variant.accuracy > 0.8
     assert variant.max_logit_difference is not None
@@ -150,7 +150,7 @@ def test_one_corrupted_scale_is_noticed(release: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_were_not_signed_are_refused(release: Path, tmp_path: Path) -> None:
-    signed = bundle_manifest(release)
+    signed = inspect_bundle(release)
     bundle = read_bundle(release)
     write_bundle(tmp_path / "other", replace(bundle, report=replace(bundle.report, examples=1)))
     with pytest.raises(DigestMismatch):

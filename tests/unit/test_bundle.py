@@ -16,9 +16,7 @@ from shared.bundle import (
     REPORT,
     WEIGHTS,
     Bundle,
-    Entry,
     Report,
-    bundle_manifest,
     inspect_bundle,
     read_bundle,
     write_bundle,
@@ -27,6 +25,7 @@ from shared.errors import Conflict, DigestMismatch, Malformed, NotFound, Storage
 from shared.ids import Digest, digest_of
 from shared.learning.measure import Probe
 from shared.learning.spec import ModelSpec
+from shared.signing.manifest import FileEntry
 from tests.unit.learning.graphs import SCHEMA, graph_bytes
 
 GOOD = Bundle(
@@ -54,18 +53,18 @@ def test_a_bundle_comes_back_as_it_was_written(folder: Path) -> None:
 
 
 def test_the_manifest_says_what_is_on_disk(folder: Path) -> None:
-    manifest = bundle_manifest(folder)
+    manifest = inspect_bundle(folder)
     assert sorted(manifest) == [MODEL, GRAPH, REPORT, WEIGHTS]
-    for name, (digest, size) in manifest.items():
+    for name, entry in manifest.items():
         data = (folder / name).read_bytes()
-        assert (digest, size) == (digest_of(data), len(data))
+        assert (entry.digest, entry.size) == (digest_of(data), len(data))
     assert inspect_bundle(folder) == manifest
     assert read_bundle(folder, manifest).spec == GOOD.spec
 
 
 def test_equal_bundles_have_equal_digests(folder: Path, tmp_path: Path) -> None:
     write_bundle(tmp_path / "again", GOOD)
-    assert bundle_manifest(folder) == bundle_manifest(tmp_path / "again")
+    assert inspect_bundle(folder) == inspect_bundle(tmp_path / "again")
 
 
 def rewritten(name: str, data: bytes) -> Callable[[Path], object]:
@@ -123,17 +122,17 @@ def test_no_folder_is_not_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [MODEL, WEIGHTS, GRAPH, REPORT])
 def test_one_file_of_another_release_is_noticed(name: str, folder: Path) -> None:
-    signed = bundle_manifest(folder)
-    signed[name] = Entry(Digest("0" * 64), signed[name].size)
+    signed = inspect_bundle(folder)
+    signed[name] = FileEntry(Digest("0" * 64), signed[name].size)
     with pytest.raises(DigestMismatch, match=name):
         read_bundle(folder, signed)
 
 
 def test_a_bundle_is_never_written_over_another(folder: Path) -> None:
-    before = bundle_manifest(folder)
+    before = inspect_bundle(folder)
     with pytest.raises(Conflict):
         write_bundle(folder, GOOD)
-    assert bundle_manifest(folder) == before
+    assert inspect_bundle(folder) == before
 
 
 def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:

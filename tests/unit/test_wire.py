@@ -1,5 +1,6 @@
 """What is sent is what arrives, and what the schema allows but the protocol does not is refused."""
 
+import json
 import math
 
 import pytest
@@ -13,23 +14,25 @@ from shared.errors import Malformed
 from shared.ids import CommandId, JobId, RolloutId, TaskId, digest_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+CLEAN = TEXT.filter(str.isprintable)
 NAME = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,8}", fullmatch=True)
 DIGEST = st.binary(max_size=4).map(digest_of)
 PART = st.one_of(st.builds(s.Part, inline=st.binary(min_size=1, max_size=8)), st.builds(s.Part, digest=DIGEST))
 PARTS = st.lists(PART, max_size=3).map(tuple)
 SERVING = st.lists(st.builds(s.Serving, NAME, st.integers(0, 9), DIGEST, st.booleans()), max_size=2).map(tuple)
 TASK_ID = TEXT.map(TaskId)
+BYTES = st.binary(max_size=9)
 BYTES_BY_NAME = st.dictionaries(TEXT, st.binary(max_size=8), max_size=2)
 SECONDS = st.floats(0, 1e6)
 GATE = st.builds(s.Gate, st.floats(0, 1), st.floats(0.1, 5), st.floats(0, 1), st.integers(1, 99), st.booleans())
 COUNT = st.integers(0, 2**32 - 1)
 
 EVENTS = st.one_of(
-    st.builds(s.Hello, TEXT, TEXT, st.dictionaries(TEXT, TEXT, max_size=2), SERVING, st.lists(TASK_ID).map(tuple)),
+    st.builds(s.Hello, CLEAN, TEXT, st.dictionaries(TEXT, TEXT, max_size=2), SERVING, st.lists(TASK_ID).map(tuple)),
     st.builds(s.Heartbeat, SERVING),
     st.builds(s.CommandAck, TEXT.map(CommandId)),
-    st.builds(s.TaskResult, TASK_ID, PARTS, st.integers(-5, 900), TEXT),
-    st.builds(s.InstallReport, TEXT.map(CommandId), TEXT.map(RolloutId), st.binary(max_size=9), st.binary(max_size=9)),
+    st.builds(s.TaskResult, TASK_ID, PARTS, st.integers(-5, 900), CLEAN),
+    st.builds(s.InstallReport, TEXT.map(CommandId), TEXT.map(RolloutId), BYTES, BYTES, BYTES),
 )
 ORDERS = st.one_of(
     st.builds(s.Welcome, SECONDS),
@@ -57,7 +60,7 @@ HISTOGRAM = st.lists(st.floats(-9, 9), max_size=3).map(
     lambda bounds: s.Histogram(tuple(sorted(bounds)), tuple(range(len(bounds) + 1)), 1.5)
 )
 SAMPLE = st.builds(
-    s.Sample, NAME, st.one_of(st.floats(allow_nan=False), HISTOGRAM), st.dictionaries(TEXT, TEXT, max_size=2)
+    s.Sample, NAME, st.one_of(st.floats(allow_nan=False), HISTOGRAM), st.dictionaries(CLEAN, CLEAN, max_size=2)
 )
 
 
@@ -78,11 +81,28 @@ def test_a_command_arrives_as_it_was_sent(command_id: str, order: s.Order) -> No
 
 
 @settings(deadline=None)
-@given(st.integers(1, 2**63 - 1), SECONDS, st.lists(SAMPLE, max_size=3).map(tuple))
-def test_a_batch_arrives_as_it_was_sent(sequence: int, at: float, samples: tuple[s.Sample, ...]) -> None:
-    sent = s.MetricBatch(sequence, at, samples)
+@given(st.integers(1, 2**63 - 1), SECONDS, st.lists(SAMPLE, max_size=3).map(tuple), st.just("") | NAME)
+def test_a_batch_arrives_as_it_was_sent(sequence: int, at: float, samples: tuple[s.Sample, ...], spool: str) -> None:
+    sent = s.MetricBatch(sequence, at, samples, spool)
     data = wire.batch_to_proto(sent).SerializeToString()
     assert wire.batch_from_proto(metrics_pb2.Batch.FromString(data)) == sent
+
+
+@given(SAMPLE)
+def test_a_sample_comes_back_from_json(sample: s.Sample) -> None:
+    assert s.Sample.from_plain(json.loads(json.dumps(sample.to_plain(), allow_nan=False))) == sample
+
+
+def test_escape_sequences_in_what_a_device_writes_do_not_get_past_the_wire() -> None:
+    owned = "\x1b]0;owned\x07\x00" + "x" * 10_000
+    result = session_pb2.TaskResult(task_id="tsk-1", error_code=1, error_reason=owned)
+    event = wire.event_from_proto(session_pb2.AgentEvent(task_result=result)).event
+    assert isinstance(event, s.TaskResult)
+    assert event.error_reason.startswith("\ufffd]0;owned\ufffd\ufffdxx")
+    assert len(event.error_reason) == 500
+    batch = metrics_pb2.Batch(sequence=1, samples=[metrics_pb2.Sample(name="x", number=1.0, labels={"\x1b": owned})])
+    (sample,) = wire.batch_from_proto(batch).samples
+    assert all(text.isprintable() and len(text) <= 128 for pair in sample.labels.items() for text in pair)
 
 
 def test_a_loss_that_is_not_a_number_arrives() -> None:
@@ -103,6 +123,7 @@ BAD_SERVING = {
     "event",
     {
         "nothing": session_pb2.AgentEvent(),
+        "an id too long to send back": session_pb2.AgentEvent(event_id="x" * 129, heartbeat=session_pb2.Heartbeat()),
         "an empty part": session_pb2.AgentEvent(task_result=session_pb2.TaskResult(parts=[session_pb2.Part()])),
         "a part by no digest": session_pb2.AgentEvent(
             task_result=session_pb2.TaskResult(parts=[session_pb2.Part(digest="../../etc/passwd")])
@@ -149,6 +170,7 @@ def histogram(bounds: list[float], counts: list[int]) -> metrics_pb2.Batch:
     "batch",
     {
         "number zero": metrics_pb2.Batch(),
+        "a spool that is a path": metrics_pb2.Batch(sequence=1, spool="../x"),
         "a number that no database holds": metrics_pb2.Batch(sequence=2**63),
         "bounds that go down": histogram([2.0, 1.0], [1, 1, 1]),
         "a count too few": histogram([1.0, 2.0], [1, 1]),

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/fleet/v1/metrics.proto\x12\x08\x66leet.v1\"P\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\ncreated_at\x18\x02 \x01(\x01\x12!\n\x07samples\x18\x03 \x03(\x0b\x32\x10.fleet.v1.Sample\"\xb8\x01\n\x06Sample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06labels\x18\x02 \x03(\x0b\x32\x1c.fleet.v1.Sample.LabelsEntry\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12(\n\thistogram\x18\x04 \x01(\x0b\x32\x13.fleet.v1.HistogramH\x00\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05value\"8\n\tHistogram\x12\x0e\n\x06\x62ounds\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"!\n\tReportAck\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\x32;\n\x07Metrics\x12\x30\n\x06Report\x12\x0f.fleet.v1.Batch\x1a\x13.fleet.v1.ReportAck(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/fleet/v1/metrics.proto\x12\x08\x66leet.v1\"_\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\ncreated_at\x18\x02 \x01(\x01\x12!\n\x07samples\x18\x03 \x03(\x0b\x32\x10.fleet.v1.Sample\x12\r\n\x05spool\x18\x04 \x01(\t\"\xb8\x01\n\x06Sample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06labels\x18\x02 \x03(\x0b\x32\x1c.fleet.v1.Sample.LabelsEntry\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12(\n\thistogram\x18\x04 \x01(\x0b\x32\x13.fleet.v1.HistogramH\x00\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05value\"8\n\tHistogram\x12\x0e\n\x06\x62ounds\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"!\n\tReportAck\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\x32;\n\x07Metrics\x12\x30\n\x06Report\x12\x0f.fleet.v1.Batch\x1a\x13.fleet.v1.ReportAck(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLE_LABELSENTRY']._loaded_options = None
   _globals['_SAMPLE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_BATCH']._serialized_start=43
-  _globals['_BATCH']._serialized_end=123
-  _globals['_SAMPLE']._serialized_start=126
-  _globals['_SAMPLE']._serialized_end=310
-  _globals['_SAMPLE_LABELSENTRY']._serialized_start=256
-  _globals['_SAMPLE_LABELSENTRY']._serialized_end=301
-  _globals['_HISTOGRAM']._serialized_start=312
-  _globals['_HISTOGRAM']._serialized_end=368
-  _globals['_REPORTACK']._serialized_start=370
-  _globals['_REPORTACK']._serialized_end=403
-  _globals['_METRICS']._serialized_start=405
-  _globals['_METRICS']._serialized_end=464
+  _globals['_BATCH']._serialized_end=138
+  _globals['_SAMPLE']._serialized_start=141
+  _globals['_SAMPLE']._serialized_end=325
+  _globals['_SAMPLE_LABELSENTRY']._serialized_start=271
+  _globals['_SAMPLE_LABELSENTRY']._serialized_end=316
+  _globals['_HISTOGRAM']._serialized_start=327
+  _globals['_HISTOGRAM']._serialized_end=383
+  _globals['_REPORTACK']._serialized_start=385
+  _globals['_REPORTACK']._serialized_end=418
+  _globals['_METRICS']._serialized_start=420
+  _globals['_METRICS']._serialized_end=479
 # @@protoc_insertion_point(module_scope)

@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Batch(_message.Message):
-    __slots__ = ("sequence", "created_at", "samples")
+    __slots__ = ("sequence", "created_at", "samples", "spool")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     created_at: float
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
-    def __init__(self, sequence: _Optional[int] = ..., created_at: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+    spool: str
+    def __init__(self, sequence: _Optional[int] = ..., created_at: _Optional[float] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., spool: _Optional[str] = ...) -> None: ...
 
 class Sample(_message.Message):
     __slots__ = ("name", "labels", "number", "histogram")

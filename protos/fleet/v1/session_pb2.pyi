@@ -88,16 +88,18 @@ class TaskResult(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., error_code: _Optional[int] = ..., error_reason: _Optional[str] = ...) -> None: ...
 
 class InstallReport(_message.Message):
-    __slots__ = ("command_id", "rollout_id", "receipt_json", "signature")
+    __slots__ = ("command_id", "rollout_id", "receipt_json", "signature", "certificate_der")
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_JSON_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DER_FIELD_NUMBER: _ClassVar[int]
     command_id: str
     rollout_id: str
     receipt_json: bytes
     signature: bytes
-    def __init__(self, command_id: _Optional[str] = ..., rollout_id: _Optional[str] = ..., receipt_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    certificate_der: bytes
+    def __init__(self, command_id: _Optional[str] = ..., rollout_id: _Optional[str] = ..., receipt_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate_der: _Optional[bytes] = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("command_id", "welcome", "run_task", "cancel_task", "install", "withdraw", "acknowledged", "renew")

@@ -1,5 +1,7 @@
 """What must survive a SIGKILL."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from edge_agent.journal import InstallRecord, Journal, Proven
 from edge_agent.state import InstallEvent, InstallState
-from shared.errors import Corrupt, NotFound, ProtocolError
+from shared.errors import Corrupt, LocalError, NotFound, ProtocolError, StorageFull
 from shared.ids import CommandId, Digest, RolloutId
 from shared.session import AgentEvent, Gate, Histogram, Install, InstallReport, Sample, Withdraw
 
@@ -19,8 +21,8 @@ def install(number: int = 1, release: int = 1) -> InstallRecord:
     return InstallRecord(CommandId(f"cmd-{number}"), order, DIGEST, 10)
 
 
-def report(number: int = 1) -> AgentEvent:
-    event = InstallReport(CommandId(f"cmd-{number}"), RolloutId("rol-1"), b'{"x":1}', b"\x00\xff")
+def report(number: int = 1, certificate: bytes = b"der") -> AgentEvent:
+    event = InstallReport(CommandId(f"cmd-{number}"), RolloutId("rol-1"), b'{"x":1}', b"\x00\xff", certificate)
     return AgentEvent(f"evt-{number}", event)
 
 
@@ -32,6 +34,11 @@ def swapped(journal: Journal, number: int, release: int) -> None:
     journal.begin(install(number, release))
     for event in ("FETCH", "SPECIALISE", "LOAD", "JUDGE", "SWAP"):
         journal.advance(CommandId(f"cmd-{number}"), InstallEvent[event])
+
+
+def as_the_first_version_left_it(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE spool_name; ALTER TABLE outbox DROP COLUMN certificate; PRAGMA user_version=1")
 
 
 def again(journal: Journal, path: Path) -> Journal:
@@ -90,6 +97,53 @@ def test_a_release_that_was_not_swapped_cannot_be_proven_and_nothing_changes(pat
         journal.advance(CommandId("cmd-9"), InstallEvent.FETCH)
 
 
+def test_an_order_that_is_declined_never_looks_like_one_that_was_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full, or a crash, before the receipt is written: then there is no order either, and it may come again."""
+    journal = Journal(path)
+
+    def full(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_post", staticmethod(full))
+        with pytest.raises(StorageFull):
+            journal.decline(install(), InstallEvent.REFUSE, "unsigned", report())
+    journal = again(journal, path)
+    assert journal.restart() == []
+    assert not journal.seen(CommandId("cmd-1"))
+    for _ in range(2):
+        journal.decline(install(), InstallEvent.REFUSE, "unsigned", report())
+    assert journal.installs() == [replace(install(), state=InstallState.REFUSED, reason="unsigned")]
+    assert journal.outbox() == [report()]
+
+
+def test_receipts_from_before_certificates_were_kept_are_sent_without_one(path: Path) -> None:
+    journal = Journal(path)
+    journal.decline(install(), InstallEvent.REFUSE, "no", report(certificate=b""))
+    journal.close()
+    as_the_first_version_left_it(path)
+    journal = Journal(path)
+    assert journal.outbox() == [report(certificate=b"")]
+    journal.decline(install(2), InstallEvent.REFUSE, "no", report(2))
+    assert journal.outbox() == [report(certificate=b""), report(2)]
+
+
+def test_a_journal_of_a_newer_version_is_left_alone(path: Path) -> None:
+    Journal(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version=99")
+    with pytest.raises(LocalError, match="newer version"):
+        Journal(path)
+
+
+def test_nobody_else_reads_the_journal(path: Path) -> None:
+    journal = Journal(path)
+    journal.spool(1.0, [Sample("loss", 0.5)])
+    assert {file.stat().st_mode & 0o077 for file in path.parent.glob(f"{path.name}*")} == {0}
+
+
 def test_two_releases_are_kept_and_one_can_be_stepped_back_from(path: Path) -> None:
     journal = Journal(path)
     for number in (1, 2, 3):
@@ -112,6 +166,30 @@ def test_batches_are_numbered_for_life(path: Path) -> None:
     journal = again(journal, path)
     assert journal.spool_size() == 0
     assert journal.spool(4.0, samples) == 4
+
+
+def test_a_journal_that_replaces_a_lost_one_is_another_spool(path: Path) -> None:
+    """Its numbers begin at 1 again: under the old name the coordinator would take them for what it has."""
+    journal = Journal(path)
+    journal.spool(1.0, [Sample("loss", 0.5)])
+    (before,) = journal.spooled(9)
+    assert again(journal, path).spooled(9) == [before]
+    path.rename(path.with_name("moved-away.db"))
+    fresh = Journal(path)
+    fresh.spool(2.0, [Sample("loss", 0.5)])
+    (after,) = fresh.spooled(9)
+    assert after.sequence == before.sequence == 1
+    assert after.spool not in ("", before.spool)
+
+
+def test_a_journal_from_before_spools_had_names_goes_on_without_one(path: Path) -> None:
+    journal = Journal(path)
+    journal.spool(1.0, [Sample("loss", 0.5)])
+    journal.close()
+    as_the_first_version_left_it(path)
+    journal = Journal(path)
+    journal.spool(2.0, [Sample("loss", 0.5)])
+    assert [(one.sequence, one.spool) for one in journal.spooled(9)] == [(1, ""), (2, "")]
 
 
 def test_a_damaged_journal_says_what_to_do(path: Path) -> None:

@@ -11,9 +11,9 @@ from coordinator.releases.plan import RolloutPlan
 from coordinator.releases.release import DeviceRef, Release, Rollout, RolloutDevice
 from coordinator.releases.states import DeviceState, RolloutState
 from shared.clock import SystemClock
-from shared.errors import NotFound, Unavailable
+from shared.errors import Unavailable
 from shared.files import write_atomic
-from shared.ids import CommandId, DeviceId, Digest, RolloutId, digest_of
+from shared.ids import CommandId, DeviceId, RolloutId, digest_of
 from shared.session import Command, Hello, Install, InstallReport, Order, Serving, Withdraw
 from shared.signing.certificates import Authority, generate_key, make_csr
 from shared.signing.identity import DeviceIdentity, FleetVerifier
@@ -104,7 +104,13 @@ class Device:
 
     def report(self, receipt: Receipt, rollout: RolloutId) -> InstallReport:
         data, signature = sign_receipt(self.identity, replace(receipt, device=self.id, rollout_id=rollout))
-        return InstallReport(CommandId("cmd-1"), rollout, data, signature)
+        return InstallReport(CommandId("cmd-1"), rollout, data, signature, self.identity.certificate)
+
+    def renew(self, authority: Authority) -> None:
+        """A fresh key and certificate, as after `Enrolment.Renew`."""
+        key = generate_key()
+        certificate = authority.issue(make_csr(key, self.id), self.id, "device", now=NOW, valid_for_s=86_400.0)
+        self.certificate, self.identity = certificate, DeviceIdentity(self.id, key, certificate)
 
 
 @dataclass
@@ -118,6 +124,7 @@ class Fleet:
     def __post_init__(self) -> None:
         self.devices = {device.id: device for device in (Device(self.authority, name) for name in self.names)}
         self.online = set(self.devices)
+        self.hellos: dict[DeviceId, Hello] = {}
         self.away: set[DeviceId] = set()  # quarantined or revoked
         self.verifier = FleetVerifier(self.authority.certificate_der, lambda: NOW)
 
@@ -128,14 +135,14 @@ class Fleet:
 
     def attach(self, device: DeviceId, *serving: Serving) -> None:
         self.online.add(device)
-        hello = Hello("1", "{}", serving=serving)
+        hello = self.hellos[device] = Hello("1", "{}", serving=serving)
         for listener in self.listeners:
             listener.attached(device, hello)
 
     # ---- Sessions
 
     def connected(self) -> Mapping[DeviceId, Hello]:
-        return {device: Hello("1", "{}") for device in self.online - self.away}
+        return {device: self.hellos.get(device, Hello("1", "{}")) for device in self.online - self.away}
 
     def send(self, device: DeviceId, order: Order, *, command_id: str = "") -> None:
         if device not in self.online:
@@ -150,11 +157,6 @@ class Fleet:
     def members(self, cohort: str) -> list[DeviceRef]:
         return [device.ref for device in self.devices.values() if device.id not in self.away]
 
-    def certificate(self, device: DeviceId) -> bytes:
-        if device not in self.devices:
-            raise NotFound(f"no device {device}")
-        return self.devices[device].certificate
-
 
 def a_bundle(folder: Path, salt: str = "") -> Path:
     """A folder with the files of a bundle; what is in them matters only to whoever inspects it."""
@@ -164,6 +166,6 @@ def a_bundle(folder: Path, salt: str = "") -> Path:
     return folder
 
 
-def inspect(folder: Path) -> Mapping[str, tuple[Digest, int]]:
+def inspect(folder: Path) -> Mapping[str, FileEntry]:
     contents = {name: (folder / name).read_bytes() for name in FILES}
-    return {name: (digest_of(data), len(data)) for name, data in contents.items()}
+    return {name: FileEntry(digest_of(data), len(data)) for name, data in contents.items()}

@@ -17,7 +17,7 @@ from shared.blobs import MemoryBlobs
 from shared.clock import ManualClock
 from shared.errors import ConfigError, Conflict, NotFound, StorageFull, Unavailable
 from shared.ids import CommandId, DeviceId, RolloutId, digest_of
-from shared.session import Acknowledged, Heartbeat, Install, InstallReport, Serving, Withdraw
+from shared.session import Acknowledged, Heartbeat, Install, Serving, Withdraw
 from shared.signing.trust import Trust
 from tests.unit.releases.factories import NOW, Device, Fleet, a_bundle, a_pen, a_receipt, inspect
 
@@ -205,7 +205,7 @@ def test_a_receipt_about_another_rollout_is_not_mistaken_for_this_one(world: Wor
     second = world.start(2)
     (canary,) = world.offered(second)
     old = canary.report(a_receipt(world.releases.release("digits", 1)), first)
-    world.rollouts.received(canary.id, "evt-1", InstallReport(CommandId("c"), second, old.receipt_json, old.signature))
+    world.rollouts.received(canary.id, "evt-1", replace(old, command_id=CommandId("c"), rollout_id=second))
     assert world.row(second, canary).state is DeviceState.OFFERED
     assert "in a report about" in str(world.rollouts.records(second)[-1].detail["reason"])
 

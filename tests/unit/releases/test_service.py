@@ -12,8 +12,7 @@ from coordinator.releases.service import ReleaseService
 from shared.blobs import FolderBlobs, MemoryBlobs
 from shared.clock import ManualClock
 from shared.errors import DigestMismatch, Malformed, NotFound, StorageFull
-from shared.ids import Digest
-from shared.signing.manifest import FILES, Manifest
+from shared.signing.manifest import FILES, FileEntry, Manifest
 from shared.signing.trust import Catalogue, Trust
 from tests.unit.releases.factories import NOW, a_bundle, a_pen, inspect
 
@@ -81,7 +80,7 @@ def test_the_bundle_of_a_withdrawn_release_gets_a_number_of_its_own(world: World
 
 
 def test_a_bundle_that_does_not_pass_inspection_leaves_nothing(tmp_path: Path) -> None:
-    def refuse(folder: Path) -> Mapping[str, tuple[Digest, int]]:
+    def refuse(folder: Path) -> Mapping[str, FileEntry]:
         raise Malformed("weights do not fit the model")
 
     store, blobs = MemoryReleaseStore(), MemoryBlobs()
@@ -99,7 +98,7 @@ def test_a_name_that_is_no_name_is_refused(world: World) -> None:
 
 
 def test_a_file_that_changes_after_inspection_is_noticed(tmp_path: Path) -> None:
-    def inspect_then_change(folder: Path) -> Mapping[str, tuple[Digest, int]]:
+    def inspect_then_change(folder: Path) -> Mapping[str, FileEntry]:
         found = inspect(folder)
         (folder / "weights.safetensors").write_text("swapped", encoding="utf-8")
         return found

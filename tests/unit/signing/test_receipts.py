@@ -33,6 +33,20 @@ def test_a_receipt_comes_back_from_its_bytes(state: Any, reason: str, answers: i
     assert Receipt.from_bytes(receipt.to_bytes()) == receipt
 
 
+@pytest.mark.parametrize("text", ["\ud800", "a\x00b", "\x1b]0;owned\x07", "\u202egnp.exe", "x" * 501])
+def test_text_that_would_harm_a_terminal_or_a_database_is_no_receipt(text: str) -> None:
+    plain = {**json.loads(RECEIPT.to_bytes()), "reason": text}
+    data = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises(Malformed, match="canonical"):
+        Receipt.from_bytes(data)
+
+
+def test_a_device_whose_reason_does_not_print_signs_what_does() -> None:
+    receipt = replace(RECEIPT, state="failed", reason="no memory:\n\x1b[31mkilled\ud800")
+    assert receipt.reason == "no memory: \ufffd[31mkilled\ufffd"
+    assert Receipt.from_bytes(receipt.to_bytes()) == receipt
+
+
 def test_a_receipt_about_another_device_is_refused() -> None:
     data, signature = sign_receipt(DEVICE, replace(RECEIPT, device="dev-2"))
     for expected in ("dev-1", "dev-2"):
