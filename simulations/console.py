@@ -125,6 +125,7 @@ def screen(console: Console) -> Screen:
 def closing_table(outcome: Outcome) -> Table:
     """Before and after, a line a device and one for the fleet."""
     table = Table(title=outcome.title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)  # eighty columns hold it
     for heading in ("device", "accuracy", "int8 model", "ms (p50)", "answered", "failed"):
         table.add_column(heading, justify="left" if heading == "device" else "right", no_wrap=True)
     for one in outcome.devices:
