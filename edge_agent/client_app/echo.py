@@ -2,21 +2,32 @@
 
 from collections.abc import Sequence
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_agent.client_app import Mod
-from shared.flower import reply_with
+from edge_agent.client_app.records import CONFIG
+from shared.errors import Malformed
+from shared.flower import reply_with, to_numpy
 
 _METRICS = "metrics"
+_LARGE_PRIME = 1_000_003
 
 
 def build(mods: Sequence[Mod]) -> ClientApp:
+    """With `spread` in its config a device scales float arrays by a factor of its own, at most that far above 1: updates are then
+    as different as real ones, and a blob store cannot take one for another.
+    """
     app = ClientApp(mods=list(mods))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        records = RecordDict(dict(message.content.array_records))
+        records, spread = RecordDict(dict(message.content.array_records)), _spread(message)
+        if spread:
+            factor = np.float32(1 + spread * (context.node_id % _LARGE_PRIME) / _LARGE_PRIME)
+            for name, record in message.content.array_records.items():
+                records[name] = _scaled(record, factor)
         records[_METRICS] = MetricRecord({"num-examples": 1})
         return reply_with(message, records)
 
@@ -25,3 +36,18 @@ def build(mods: Sequence[Mod]) -> ClientApp:
         return reply_with(message, RecordDict({_METRICS: MetricRecord({"num-examples": 1})}))
 
     return app
+
+
+def _spread(message: Message) -> float:
+    """Raises `Malformed`."""
+    config = message.content.get(CONFIG)
+    value = config.get("spread", 0.0) if isinstance(config, ConfigRecord) else 0.0
+    if not isinstance(value, float | int) or not 0 <= value <= 1:
+        raise Malformed("spread is a number from 0 to 1")
+    return float(value)
+
+
+def _scaled(record: ArrayRecord, factor: np.float32) -> ArrayRecord:
+    arrays = {key: to_numpy(array) for key, array in record.items()}
+    floats = {key: value * factor if value.dtype == np.float32 else value for key, value in arrays.items()}
+    return ArrayRecord({key: Array(value) for key, value in floats.items()})

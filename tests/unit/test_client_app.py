@@ -64,6 +64,12 @@ def test_echo_sends_back_what_came(context: Context) -> None:
     assert metrics_of(reply) == {"num-examples": 1}
 
 
+def test_echo_with_a_spread_answers_a_little_above_what_came(context: Context) -> None:
+    reply = load_app("echo")(ask({"w": np.ones(3, np.float32), "n": np.arange(3)}, spec=None, spread=0.5), context)
+    assert np.all((arrays_of(reply)["w"] > 1) & (arrays_of(reply)["w"] < 1.5))
+    assert np.array_equal(arrays_of(reply)["n"], np.arange(3))
+
+
 def test_softmax_learns_round_by_round(context: Context) -> None:
     app, state = load_app("softmax"), softmax_zeros()
     for _ in range(4):
