@@ -9,6 +9,9 @@ import click
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from shared.text import clean_text
+
+CELL_LIMIT = 10_000  # characters; what devices write was cut before
 Column = tuple[str, Callable[[Any], str]]
 
 
@@ -42,9 +45,10 @@ def print_line(value: Any) -> None:
 
 
 def print_table(rows: Iterable[Any], columns: Sequence[Column], *, empty: str) -> None:
-    """A table that fits the terminal; `empty` when there are no rows."""
+    """A table that fits the terminal; `empty` when there are no rows. Cells are shown as they are: devices wrote some of them."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows = list(rows)
     if not rows:
@@ -54,15 +58,20 @@ def print_table(rows: Iterable[Any], columns: Sequence[Column], *, empty: str) -
     for title, _ in columns:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row) for _, cell in columns))
+        table.add_row(*(Text(clean_text(cell(row), CELL_LIMIT)) for _, cell in columns))
     Console(highlight=False, soft_wrap=False).print(table)
+
+
+def print_text(line: str) -> None:
+    """One line of a stream for people."""
+    click.echo(clean_text(line, CELL_LIMIT))
 
 
 def print_fields(pairs: Iterable[tuple[str, str]]) -> None:
     pairs = list(pairs)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        click.echo(f"{name.ljust(width)}  {value}")
+        print_text(f"{name.ljust(width)}  {value}")
 
 
 def moment(at: float) -> str:

@@ -18,7 +18,7 @@ def command(home: Path, job: str, as_json: bool) -> None:
     coordinator job watch digits
     """
     from coordinator.cli.job import event_line
-    from coordinator.cli.render import print_line, to_plain
+    from coordinator.cli.render import print_line, print_text, to_plain
     from protos.fleet.v1 import admin_pb2
 
     with admin(home) as stub:
@@ -26,4 +26,4 @@ def command(home: Path, job: str, as_json: bool) -> None:
             if as_json:
                 print_line(to_plain(event))
             else:
-                click.echo(event_line(event))
+                print_text(event_line(event))

@@ -19,7 +19,7 @@ def command(home: Path, rollout: str, as_json: bool) -> None:
     """
     from collections import Counter
 
-    from coordinator.cli.render import print_line, to_plain
+    from coordinator.cli.render import print_line, print_text, to_plain
     from protos.fleet.v1 import admin_pb2
 
     with admin(home) as stub:
@@ -30,4 +30,4 @@ def command(home: Path, rollout: str, as_json: bool) -> None:
             counts = Counter(device.state.lower() for device in snapshot.devices)
             words = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
             reason = f" ({snapshot.reason})" if snapshot.reason else ""
-            click.echo(f"stage {snapshot.stage} of {snapshot.stages}  {snapshot.state}{reason}  {words}")
+            print_text(f"stage {snapshot.stage} of {snapshot.stages}  {snapshot.state}{reason}  {words}")

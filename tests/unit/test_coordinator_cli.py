@@ -1,0 +1,74 @@
+"""What the `coordinator` command prints and how it ends."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from coordinator.cli.render import print_fields, print_table, print_text
+from coordinator.cli.root import cli
+from shared.cli import run_cli
+from shared.errors import NotFound
+
+HOSTILE = "[bold red]ok[/] [link=https://evil.example]here[/link] \x1b]0;owned\x07\x1b[2J\ud800\n[/]"
+
+
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            found = group.get_command(context, name)
+            if isinstance(found, click.Group):
+                yield from every_command(found, (*path, name))
+            else:
+                yield (*path, name)
+
+
+COMMANDS = [" ".join(path) for path in every_command(cli)]  # type: ignore[arg-type]  # click types a decorated group as a command
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_help_of_every_command_shows_how_it_is_typed(path: str) -> None:
+    shown = CliRunner().invoke(cli, [*path.split(), "--help"])
+
+    assert shown.exit_code == 0
+    assert f"\n  coordinator {path}" in shown.output
+    assert ("--json" in shown.output) or path in ("init", "serve")
+
+
+def test_markup_and_escape_sequences_of_a_device_are_shown_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([HOSTILE], [("REASON", lambda text: text)], empty="none")
+    print_fields([("reason", HOSTILE)])
+    print_text(HOSTILE)
+
+    shown = capsys.readouterr().out
+    assert shown.count("[bold red]ok[/]") == 3
+    assert shown.replace("\n", "").isprintable()
+    assert len(shown.splitlines()) == 4, "a reason adds no line of its own to a table"
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [(NotFound("no device 'x'"), 3, "error: no device 'x'\n")])
+def test_a_failure_is_one_line_and_the_exit_code_of_its_class(
+    error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["fails"])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(fails)
+
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_a_command_that_was_interrupted_ends_as_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["interrupted"])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(interrupted)
+
+    assert ended.value.code == 130
