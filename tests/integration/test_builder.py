@@ -15,6 +15,7 @@ from shared.errors import ChildFailed, ConfigError, DeadlineExceeded
 from shared.learning.spec import ModelSpec
 from shared.learning.state import unpack_state
 from shared.settings import Scalar
+from tests.integration.agent_kit import until
 from tests.unit.learning.pictures import pictures
 
 ARGUMENTS: dict[str, Scalar] = {"shape": "1x12x12", "width": 8}
@@ -113,7 +114,7 @@ async def test_at_the_deadline_the_child_and_its_children_are_killed(tmp_path: P
     builder = Builder(command=script(tmp_path, FAMILY.format(pids=str(pids))), deadline_s=3)
     with pytest.raises(DeadlineExceeded, match="3 s"):
         await builder.initial(Initial("cnn-small"))
-    assert not alive(int(pids.read_text()))
+    await until(lambda: not alive(int(pids.read_text())))  # the kernel takes a moment
 
 
 async def test_cancelling_kills_the_child_and_its_children(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ async def test_cancelling_kills_the_child_and_its_children(tmp_path: Path) -> No
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert not alive(int(pids.read_text()))
+    await until(lambda: not alive(int(pids.read_text())))  # the kernel takes a moment
 
 
 async def test_an_error_class_that_is_not_ours_is_not_raised(tmp_path: Path) -> None:
