@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import math
 import os
+import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -26,6 +29,7 @@ from coordinator.releases.rollouts import RolloutService
 from coordinator.releases.service import ReleaseService
 from coordinator.rounds.grid import Fleet as RoundFleet
 from coordinator.rounds.loop import Workshop
+from coordinator.rounds.owned import OwnedBlobs
 from coordinator.rounds.service import JobService
 from coordinator.rpc.admin import AdminServicer, Nouns
 from coordinator.rpc.blobs import BlobsServicer, fresh_inbox
@@ -42,12 +46,13 @@ from coordinator.store.releases import SqlReleaseStore
 from coordinator.store.rounds import SqlJobStore
 from protos.fleet.v1 import admin_pb2_grpc, blobs_pb2_grpc, enrolment_pb2_grpc, metrics_pb2_grpc, session_pb2_grpc
 from shared.allocator import keep_freed_memory
-from shared.blobs import Blobs, FolderBlobs, FsspecBlobs
+from shared.blobs import Blobs, FolderBlobs
 from shared.bundle import inspect_bundle
 from shared.clock import Clock, SystemClock
 from shared.errors import Conflict
 from shared.files import write_atomic
 from shared.observe import configure_logs
+from shared.remote_blobs import FsspecBlobs
 from shared.signing.certificates import Authority, generate_key, key_to_pem, make_csr, to_pem
 from shared.signing.identity import FleetVerifier
 
@@ -55,6 +60,8 @@ _log = structlog.get_logger()
 DAY_S = 86_400.0
 SERVER_CERTIFICATE_DAYS = 30.0
 STOP_GRACE_S = 5.0
+FORGET_EVERY_S = 3600.0
+_KILLED_BY = 128  # plus the signal, as shells have it
 _KEPT_MEMORY_MIB = 128
 
 
@@ -93,40 +100,90 @@ class _Parts:
     nouns: Nouns
     blobs: Blobs
     inbox: Blobs
+    owned: OwnedBlobs
     traffic: TrafficMeter
     metrics: SqlMetricStore
+    forget: Callable[[], None]  # history that is older than the settings say
     engine: Engine
 
 
 async def _serve(home: Home, config: CoordinatorConfig) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    clock = SystemClock()
-    authority = Authority.load(home.keys)
-    parts = _build(home, config, authority, clock)
-    async with _listening(home, config, authority, parts, clock):
-        await asyncio.to_thread(parts.nouns.jobs.resume)
-        ticking = asyncio.create_task(_tick(parts.nouns, config.rollout_tick_s), name="tick")
-        stopped = asyncio.create_task(stopping.wait(), name="stop")
-        done, _ = await asyncio.wait({ticking, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        ticking.cancel()
-        await asyncio.to_thread(parts.nouns.jobs.close)
-        if ticking in done:
-            ticking.result()  # a side task that died takes the process with it
-    parts.engine.dispose()
+    stopping = _stop_on_signals()
+    async with running(home, config) as parts:
+        sides: tuple[asyncio.Task[Any], ...] = (
+            asyncio.create_task(regularly("tick", config.rollout_tick_s, parts.nouns.rollouts.tick), name="tick"),
+            asyncio.create_task(regularly("retention", FORGET_EVERY_S, parts.forget), name="retention"),
+            asyncio.create_task(stopping.wait(), name="stop"),
+        )
+        done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+        for side in sides:
+            side.cancel()
+        for side in done:
+            side.result()  # a side task that died takes the process with it
     _log.info("coordinator stopped")
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """The first signal asks to stop; who sends a second one does not want to wait for what is under way."""
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def heard(number: int) -> None:
+        if stopping.is_set():
+            _log.warning("coordinator stops at once")
+            os._exit(_KILLED_BY + number)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, heard, number)
+    return stopping
+
+
+async def regularly(what: str, every_s: float, do: Callable[[], object]) -> None:
+    """For ever. A mistake of our own is logged and costs one turn: the coordinator must not end of it, at every start again."""
+    while True:
+        try:
+            await asyncio.to_thread(do)
+        except Exception as error:  # noqa: BLE001  # as said above
+            _log.error("failed, and is tried again", what=what, exc_info=error)
+        await asyncio.sleep(every_s)
+
+
+@contextlib.asynccontextmanager
+async def running(home: Home, config: CoordinatorConfig) -> AsyncIterator[_Parts]:
+    """The coordinator, serving; nothing else may run in its home. Jobs are let go of at the end, and go on at the next start."""
+    clock, authority = SystemClock(), Authority.load(home.keys)
+    sweep(home)
+    parts = _build(home, config, authority, clock)
+    try:
+        await asyncio.to_thread(parts.nouns.jobs.sweep, parts.owned.digests())
+        async with _listening(home, config, authority, parts, clock):
+            await asyncio.to_thread(parts.nouns.jobs.resume)
+            try:
+                yield parts
+            finally:
+                await asyncio.to_thread(parts.nouns.jobs.close)
+    finally:
+        parts.engine.dispose()
+
+
+def sweep(home: Home) -> None:
+    """Remove what a former process was in the middle of: nobody goes on with it."""
+    for folder in (home.work, home.staging):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    FolderBlobs(home.blobs).forget_arrivals(before=math.inf)
+    for path in home.blobs.glob("[0-9a-f][0-9a-f]/.*.tmp"):
+        path.unlink()
 
 
 def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: Clock) -> _Parts:
     engine = open_engine(config.database(home.path))
     upgrade(engine)
-    registry = Registry(
-        SqlFleetStore(engine), authority, clock, certificate_valid_s=config.device_certificate_days * DAY_S
-    )
+    fleet_store, metrics = SqlFleetStore(engine), SqlMetricStore(engine)
+    registry = Registry(fleet_store, authority, clock, certificate_valid_s=config.device_certificate_days * DAY_S)
     blobs = _open_blobs(home, config)
     inbox = fresh_inbox(home.inbox)
+    owned = OwnedBlobs(blobs, home.path / "job-blobs")
     hub = SessionHub(registry, heartbeat_s=config.heartbeat_s)
     traffic = TrafficMeter()
     directory = FleetDirectory(registry)
@@ -137,12 +194,20 @@ def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: C
     hub.subscribe(rollouts)
     builder = BlockingBuilder(Builder(home.work))
     round_fleet = RoundFleet.open(
-        hub, directory, lasting=blobs, inbox=inbox, clock=clock, reconnect_grace_s=config.reconnect_grace_s
+        hub, directory, lasting=owned, inbox=inbox, clock=clock, reconnect_grace_s=config.reconnect_grace_s
     )
     workshop = Workshop(builder, ReleasePublisher(releases, builder, blobs, home.work))
     jobs = JobService(SqlJobStore(engine), round_fleet, workshop, traffic=traffic, verifier=verifier, clock=clock)
     nouns = Nouns(registry, hub, releases, rollouts, jobs)
-    return _Parts(nouns, blobs, inbox, traffic, SqlMetricStore(engine), engine)
+
+    def forget() -> None:
+        before = clock.now() - config.retention_days * DAY_S
+        kinds = {"audit": fleet_store.forget_audit, "metrics": metrics.forget, "rollouts": release_store.forget_records}
+        forgotten = {kind: drop(before) for kind, drop in kinds.items()}
+        if any(forgotten.values()):
+            _log.info("old history dropped", **forgotten)
+
+    return _Parts(nouns, blobs, inbox, owned, traffic, metrics, forget, engine)
 
 
 @contextlib.asynccontextmanager
@@ -153,15 +218,17 @@ async def _listening(
     identify = _ServerCertificate(authority, config, clock)
     ports: dict[str, int] = {}
     registry, hub = parts.nouns.registry, parts.nouns.hub
-    enrolment = EnrolmentServicer(
-        registry, lambda: f"{config.advertised_host}:{ports['fleet']}", lambda: parts.nouns.releases.first_root
-    )
+
+    def fleet_address() -> str:
+        return f"{config.advertised_host}:{ports['fleet']}"
+
+    enrolment = EnrolmentServicer(registry, fleet_address, lambda: parts.nouns.releases.first_root)
 
     def register_enrolment(server: grpc.aio.Server) -> None:
         enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
 
     def register_admin(server: grpc.aio.Server) -> None:
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(parts.nouns), server)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(parts.nouns, fleet_address), server)
 
     def register_fleet(server: grpc.aio.Server) -> None:
         register_enrolment(server)
@@ -179,7 +246,7 @@ async def _listening(
     rollouts, jobs = parts.nouns.rollouts, parts.nouns.jobs
     sources = (
         by_state("jobs", "Federated jobs by state", lambda: Counter(str(job.state) for job in jobs.jobs())),
-        by_state("rollouts", "Rollouts by state", lambda: Counter(str(one.state) for one in rollouts.rollouts())),
+        by_state("rollouts", "Rollouts by state", rollouts.counts),
     )
     collector = FleetCollector(registry.devices, hub.attached, parts.metrics, sources)
     page = serve_metrics(collector, config.metrics_host, config.metrics_port)
@@ -195,12 +262,6 @@ async def _listening(
         await hub.close()
         await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
         page.close()
-
-
-async def _tick(nouns: Nouns, every_s: float) -> None:
-    while True:
-        await asyncio.to_thread(nouns.rollouts.tick)
-        await asyncio.sleep(every_s)
 
 
 class _ServerCertificate:
@@ -239,7 +300,7 @@ def _pen(home: Home) -> Pen:
 
 def _open_blobs(home: Home, config: CoordinatorConfig) -> Blobs:
     if config.blobs_url:
-        return FsspecBlobs(config.blobs_url, home.path / "staging")
+        return FsspecBlobs(config.blobs_url, home.staging)
     return FolderBlobs(home.blobs)
 
 

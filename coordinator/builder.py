@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -172,36 +173,70 @@ class Builder:
 
 
 class BlockingBuilder:
-    """A `ModelBuilder` for the job threads: each call runs a `Builder` to its end."""
+    """A `ModelBuilder` for the job threads: each call runs a `Builder` to its end, or to `kill`."""
 
     def __init__(self, builder: Builder, *, recovery_batches: int = 20) -> None:
         self._builder = builder
         self._recovery_batches = recovery_batches
+        self._lock = threading.Lock()
+        self._under_way: set[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = set()
+        self._killed = False
 
     def initial(self, factory: str, arguments: Mapping[str, Scalar]) -> ModelState:
         """Untrained. Raises `ConfigError`."""
         ask = Initial(factory, dict(arguments), epochs=0)
         try:
-            return asyncio.run(self._builder.initial(ask)).state
+            return self._run(self._builder.initial(ask)).state
         except (errors.NotFound, errors.Malformed) as error:
             raise ConfigError(error.message, path="start", detail=error.detail) from error
 
     def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
         """Raises `ChildFailed`, for whatever reason."""
-        return _run(self._builder.prune(Prune(state.model_json, ratio, public_data), state.arrays))
+        with _as_child_failed():
+            return self._run(self._builder.prune(Prune(state.model_json, ratio, public_data), state.arrays))
 
     def bundle(self, state: ModelState, public_data: str, out: Path, lineage: Mapping[str, Scalar]) -> Report:
         """Raises `ChildFailed`, for whatever reason."""
         ask = MakeBundle(state.model_json, public_data, str(out), dict(lineage), self._recovery_batches)
-        return _run(self._builder.bundle(ask, state.arrays))
+        with _as_child_failed():
+            return self._run(self._builder.bundle(ask, state.arrays))
+
+    def kill(self) -> None:
+        """End the workers, whose callers get `ChildFailed`, and start no more."""
+        with self._lock:
+            self._killed = True
+            for loop, task in self._under_way:
+                loop.call_soon_threadsafe(task.cancel)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return asyncio.run(self._watched(work))
+        except asyncio.CancelledError as error:
+            raise ChildFailed("the worker was stopped, as the coordinator stops") from error
+
+    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        if task is None:
+            raise AssertionError("asyncio.run makes a task")
+        entry = (asyncio.get_running_loop(), task)
+        with self._lock:
+            if self._killed:
+                task.cancel()
+            self._under_way.add(entry)
+        try:
+            return await work
+        finally:
+            with self._lock:
+                self._under_way.discard(entry)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+@contextlib.contextmanager
+def _as_child_failed() -> Iterator[None]:
     try:
-        return asyncio.run(work)
+        yield
+    except ChildFailed:
+        raise
     except ShoalError as error:
-        if isinstance(error, ChildFailed):
-            raise
         raise ChildFailed(error.message, detail=error.detail) from error
 
 

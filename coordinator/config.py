@@ -1,12 +1,12 @@
 """The coordinator's settings: one frozen dataclass, read from `HOME/coordinator.toml`, flags on top."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError
-from shared.settings import load_toml
+from shared.settings import load_toml, with_overrides
 
 FILE_NAME = "coordinator.toml"
 
@@ -29,6 +29,7 @@ class CoordinatorConfig:
     reconnect_grace_s: float = 10.0  # how long a task survives its device's stream
     device_certificate_days: float = 90.0
     max_blob_mib: int = 4096
+    retention_days: float = 90.0  # of the audit log, device metrics and the history of rollouts that have ended
     rollout_tick_s: float = 0.5
     log_level: str = "info"
     log_json: bool = False
@@ -41,6 +42,7 @@ class CoordinatorConfig:
             "heartbeat_s",
             "reconnect_grace_s",
             "device_certificate_days",
+            "retention_days",
             "rollout_tick_s",
             "max_blob_mib",
         ):
@@ -80,6 +82,10 @@ class Home:
         return self.path / "inbox"
 
     @property
+    def staging(self) -> Path:
+        return self.path / "staging"
+
+    @property
     def work(self) -> Path:
         return self.path / "work"
 
@@ -100,8 +106,4 @@ def load_config(home: Home, overrides: Mapping[str, Any] | None = None) -> Coord
     """Raises `ConfigError`, also when `coordinator init` was not run here."""
     if not home.config_file.exists():
         raise ConfigError(f"no coordinator here: run `coordinator init --home {home.path}` first")
-    config = load_toml(CoordinatorConfig, home.config_file)
-    try:
-        return replace(config, **{key: value for key, value in (overrides or {}).items() if value is not None})
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return with_overrides(load_toml(CoordinatorConfig, home.config_file), overrides)

@@ -29,7 +29,13 @@ class ReleasePublisher:
         )
 
     def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
-        """Build a bundle, sign it as the next release and return its number. Raises `ChildFailed` and what signing raises."""
+        """Build a bundle, sign it as the next release and return its number. Raises `ChildFailed` and what signing raises.
+
+        A job has one release at most: who asks again is told its number.
+        """
+        for release in self._releases.releases():
+            if release.model == model and release.manifest.lineage.get("job") == lineage["job"]:
+                return release.number
         folder = Path(tempfile.mkdtemp(prefix="bundle-", dir=self._work))
         try:
             self._builder.bundle(state, public_data, folder / "bundle", lineage)

@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -27,15 +26,15 @@ from edge_agent.tasks import TaskRunner
 from edge_agent.trainer.ports import TrainerPort
 from edge_agent.updater import Updater
 from shared.clock import Clock
-from shared.errors import ShoalError
+from shared.errors import ShoalError, StorageFull
 from shared.files import atomic_file
+from shared.ids import new_event_id
 from shared.learning.profile import Profile
 from shared.session import (
     Acknowledged,
     AgentEvent,
     CancelTask,
     Command,
-    CommandAck,
     Heartbeat,
     Hello,
     Install,
@@ -102,32 +101,29 @@ class Agent:
             running_tasks=self._tasks.running,
         )
         receipts = await asyncio.to_thread(self._parts.journal.outbox)
-        return [AgentEvent(_event_id(), hello), *receipts, *self._tasks.unacknowledged()]
+        return [AgentEvent(new_event_id(), hello), *receipts, *self._tasks.unacknowledged()]
 
     def handle(self, command: Command) -> None:
         match command.order:
             case RunTask() as task:
                 self._tasks.handle(task)
-                self.acknowledge(command)
             case CancelTask() as cancel:
-                self._aside(self._tasks.cancel(cancel.task_id), "cancel")
-                self.acknowledge(command)
+                self._tasks.cancel(cancel.task_id)
             case Install() | Withdraw():
-                self._updater.handle(command)  # acknowledges once it is safe in the journal
+                self._updater.handle(command)
             case Acknowledged() as acknowledged:
                 if not self._tasks.acknowledged(acknowledged.event_id):
                     self._updater.acknowledged(acknowledged.event_id)
             case _:
                 _log.warning("order not understood", order=type(command.order).__name__)
 
-    def acknowledge(self, command: Command) -> None:
-        self._link.send(AgentEvent(_event_id(), CommandAck(command.command_id)))
-
     # ---- life
 
     async def run(self) -> None:
         """Raises what ended it, unless it was asked to stop."""
         home, inference = self._parts.home, self._parts.inference
+        with contextlib.suppress(OSError):
+            home.forget_updates()  # of a former process: their tasks are given to others by now
         await inference.start()
         try:
             await self.restore()
@@ -179,8 +175,11 @@ class Agent:
             "device": self._parts.membership.device,
             "name": self._parts.membership.name,
         }
-        with atomic_file(self._parts.home.ready_file, durable=False) as file:
-            file.write(json.dumps(content).encode())
+        try:
+            with atomic_file(self._parts.home.ready_file, durable=False) as file:
+                file.write(json.dumps(content).encode())
+        except StorageFull as error:  # it serves all the same
+            _log.warning("nobody is told that it is ready", reason=error.message)
         _log.info("ready", inference=content["inference"], device=content["name"])
 
     # ---- side tasks
@@ -189,7 +188,7 @@ class Agent:
         while True:
             await asyncio.sleep(self._link.heartbeat_s)
             if self._link.attached.is_set():
-                self._link.send(AgentEvent(_event_id(), Heartbeat(await self._updater.serving())))
+                self._link.send(AgentEvent(new_event_id(), Heartbeat(await self._updater.serving())))
 
     async def _sample(self) -> None:
         while True:
@@ -199,23 +198,25 @@ class Agent:
             await asyncio.sleep(self._parts.config.metrics_every_s)
 
     async def _tidy(self) -> None:
-        """Let the trainer go when nobody needs it, and keep the cache small."""
+        """Let the trainer go when nobody needs it, and keep the cache small. What is left over costs room, no more."""
         held = True
         while True:
             await asyncio.sleep(min(_TIDY_S, self._parts.config.trainer_idle_s))
             idle_s = self._parts.clock.monotonic() - self._tasks.idle_since
             busy = self._tasks.busy or self._updater.busy
-            if busy or idle_s < self._parts.config.trainer_idle_s:
+            if busy or self._tasks.keys_needed or idle_s < self._parts.config.trainer_idle_s:
                 held = True
             elif held:
                 await self._parts.trainer.release()
                 held = False
-            if not busy:
-                await asyncio.to_thread(self._link.transfers.cache.prune)
-
-    def _aside(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_log_failure)
+            if busy or self._tasks.busy:
+                continue
+            try:
+                if not held:  # so nobody writes there
+                    self._parts.home.forget_updates(self._tasks.files)
+                await asyncio.to_thread(self._link.transfers.cache.prune, self._parts.clock.now())
+            except OSError as error:
+                _log.warning("not tidied", reason=str(error))
 
     # ---- status
 
@@ -288,12 +289,3 @@ async def _cancelled(tasks: Iterable["asyncio.Task[Any]"]) -> None:
 
 async def _named(loop: Callable[[], Awaitable[None]]) -> None:
     await loop()
-
-
-def _log_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("failed", what=task.get_name(), exc_info=error)
-
-
-def _event_id() -> str:
-    return f"evt-{secrets.token_hex(8)}"

@@ -85,7 +85,7 @@ def build_agent(
         return sampler.last_task
 
     tasks = TaskRunner(trainer, link, clock, link.send, last_task)
-    agent.connect(link, Updater(tools, agent.acknowledge, link.send), tasks, sampler)
+    agent.connect(link, Updater(tools, link.send), tasks, sampler)
     return agent
 
 

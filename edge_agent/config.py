@@ -1,6 +1,6 @@
 """The agent's settings and its home folder. Settings come from `HOME/agent.toml`, flags on top; everything has a default."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,21 @@ class Home:
     def prepare(self) -> None:
         """Make the folders, close those that others have no business in, and check that sockets fit. Raises `ConfigError`."""
         self.socket("inference")
-        private = (self.identity, self.run, self.state, self.data, self.outgoing, self.cache)
+        private = (self.identity, self.run, self.state, self.data, self.models, self.outgoing, self.cache)
         try:
-            for folder in (self.path, self.models, *private):
+            for folder in (self.path, *private):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o755)
             for folder in private:
                 folder.chmod(0o700)  # whatever the umask, or a former version, made of it
         except OSError as error:
             raise ConfigError(f"cannot be prepared: {error.strerror}; is it ours?", path=str(self.path)) from error
+
+    def forget_updates(self, kept: Iterable[Path] = ()) -> None:
+        """Empty `outgoing` of what a crash, or a trainer that was killed, left behind. Raises `OSError`."""
+        names = {path.name for path in kept}
+        for path in self.outgoing.rglob("*"):
+            if path.is_file() and path.name not in names:
+                path.unlink(missing_ok=True)
 
 
 def load_config(home: Home, overrides: Mapping[str, Any] | None = None) -> AgentConfig:

@@ -164,4 +164,8 @@ class Sampler:
                 return
             if stored < batches[0].sequence:
                 return
-            await asyncio.to_thread(self._journal.forget, stored)
+            try:
+                await asyncio.to_thread(self._journal.forget, stored)
+            except StorageFull as error:  # they are sent again, and not counted twice
+                _log.warning("metrics that were sent are kept", reason=error.message)
+                return

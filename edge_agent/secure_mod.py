@@ -2,6 +2,7 @@
 
 Every phase is an ordinary train or evaluate message with a `ConfigRecord` named `shoal.secagg`. Only the masked phase
 reaches the app, with that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere.
+It reaches the app only if everything in it is what the members of the round signed that they expect (`Terms.inputs_digest`).
 A message without the record is refused unless the policy allows plain work. A refusal is an error reply with code
 `REFUSED`; the app's own exceptions pass through.
 
@@ -17,13 +18,13 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from shared.errors import DigestMismatch, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
-from shared.flower import REFUSED, pack_words, reply_error, reply_with, to_numpy, with_content
+from shared.errors import DigestMismatch, FalseShares, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
+from shared.flower import REFUSED, inputs_digest, pack_words, reply_error, reply_with, to_numpy, with_content
 from shared.secagg.client import Client, Policy
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.keys import Identity, Verifier
 from shared.secagg.masks import Words
-from shared.secagg.messages import RECORD, VECTOR_RECORD, WORDS_TYPE, Inbox, Phase, Roster, UnmaskRequest
+from shared.secagg.messages import RECORD, VECTOR_RECORD, WORDS_TYPE, Complaint, Inbox, Phase, Roster, UnmaskRequest
 from shared.secagg.quantize import Arrays, encode
 from shared.secagg.shamir import Entropy
 from shared.secagg.terms import Settings, Terms
@@ -42,13 +43,16 @@ class ModPolicy:
 
 
 class SecureMod:
-    """Flower mod. One object may serve many rounds and runs: it holds no state of its own."""
+    """Flower mod. One object may serve many rounds and runs: it holds no state of its own. `client_app` is the app behind it."""
 
-    def __init__(self, identity: Identity, verifier: Verifier, policy: ModPolicy, entropy: Entropy) -> None:
+    def __init__(
+        self, identity: Identity, verifier: Verifier, policy: ModPolicy, entropy: Entropy, client_app: str = ""
+    ) -> None:
         self._identity = identity
         self._verifier = verifier
         self._policy = policy
         self._entropy = entropy
+        self._client_app = client_app
 
     def __call__(self, message: Message, context: Context, call_next: Next) -> Message:
         if _category(message) not in SECURED:
@@ -96,15 +100,23 @@ class SecureMod:
         return deal.to_fields()
 
     def _masked(self, message: Message, context: Context, call_next: Next, fields: Fields, round_id: str) -> Message:
-        client = self._load(context, round_id).receive(Inbox.from_fields(fields))
+        try:
+            client = self._load(context, round_id).receive(Inbox.from_fields(fields))
+        except FalseShares as error:
+            _forget(context, round_id)
+            return _reply(message, Phase.MASKED, Complaint(error.dealers).to_fields())
         settings = Settings.from_fields(fields)
         training = _category(message) == "train"
         base = _arrays(message.content, "message") if training else {}
         schema = settings.schema(client.terms.clients, base)
         if schema.digest != client.terms.schema_digest:
             raise DigestMismatch("the arrays or settings of this round are not those its keys were made for")
+        inputs = _without_record(message.content)
+        found = inputs_digest(inputs, message_type=message.metadata.message_type, client_app=self._client_app)
+        if found != client.terms.inputs_digest:
+            raise DigestMismatch("this device was given another model or other settings than the round agreed on")
         _forget(context, round_id)  # whatever happens below, these keys mask one vector at most
-        reply = call_next(with_content(message, _without_record(message.content)), context)
+        reply = call_next(with_content(message, inputs), context)
         if reply.has_error():
             return reply
         weight, metrics = _metrics(reply.content, settings.weight_key)
@@ -133,10 +145,15 @@ class SecureMod:
 
 
 def make_secure_mod(
-    identity: Identity, verifier: Verifier, policy: ModPolicy | None = None, *, entropy: Entropy = os.urandom
+    identity: Identity,
+    verifier: Verifier,
+    policy: ModPolicy | None = None,
+    *,
+    entropy: Entropy = os.urandom,
+    client_app: str = "",
 ) -> SecureMod:
     """The mod for one device. Put it first in the app's list of mods, so that nothing passes it by."""
-    return SecureMod(identity, verifier, policy or ModPolicy(), entropy)
+    return SecureMod(identity, verifier, policy or ModPolicy(), entropy, client_app)
 
 
 def _category(message: Message) -> str:

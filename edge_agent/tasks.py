@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,16 +12,19 @@ import structlog
 from edge_agent.link.port import LinkPort
 from edge_agent.metrics import LastTask
 from edge_agent.state import Waiting, choose
-from edge_agent.trainer.ports import DEVICE_GONE, LocalTask, Piece, TaskOutcome, TrainerPort
+from edge_agent.trainer.ports import LocalTask, Piece, TaskOutcome, TrainerPort
 from shared.clock import Clock
 from shared.errors import ShoalError
-from shared.ids import JobId, TaskId
-from shared.session import AgentEvent, Part, RunTask, TaskResult
+from shared.ids import JobId, TaskId, new_event_id
+from shared.session import NODE_UNAVAILABLE, AgentEvent, Part, RunTask, TaskResult
 
 _log = structlog.get_logger()
 _REMEMBERED_JOBS = 64
 _REMEMBERED_TASKS = 4096
 _UPLOAD_S = 5.0
+_NEXT_PHASE_S = (
+    30.0  # a coordinator asks for the next phase of a secure round when all have answered, or the deadline is over
+)
 
 
 @dataclass
@@ -30,7 +32,7 @@ class _Entry:
     order: RunTask
     deadline: float  # monotonic
     pieces: "asyncio.Task[tuple[Piece, ...]]"
-    cancelled: bool = False
+    work: "asyncio.Task[None] | None" = None
 
 
 @dataclass
@@ -62,6 +64,7 @@ class TaskRunner:
         self._answers: dict[TaskId, _Answer] = {}
         self._seen: OrderedDict[TaskId, None] = OrderedDict()
         self._current: TaskId | None = None
+        self._keys_until = 0.0  # monotonic
         self._work = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -75,35 +78,40 @@ class TaskRunner:
             return
         self._remember(order.task_id)
         if self._draining:
-            self._answer(order, TaskOutcome(error_code=DEVICE_GONE, error_reason="the agent is stopping"), ())
+            self._answer(order, TaskOutcome(error_code=NODE_UNAVAILABLE, error_reason="the agent is stopping"), ())
             return
         pieces = asyncio.create_task(self._fetch(order.parts), name=f"fetch for {order.task_id}")
-        self._queue[order.task_id] = _Entry(order, self._clock.monotonic() + order.timeout_s, pieces)
+        deadline = self._clock.monotonic() + order.timeout_s
+        self._queue[order.task_id] = _Entry(order, deadline, pieces)
+        if order.secure:
+            self._keys_until = max(self._keys_until, deadline + _NEXT_PHASE_S)
         self._quiet.clear()
         self._work.set()
 
-    async def cancel(self, task_id: TaskId) -> None:
+    def cancel(self, task_id: TaskId) -> None:
+        """It gets no answer. Wherever it is - fetched, waiting for the trainer, trained, sent - it goes no further."""
         entry = self._queue.get(task_id)
         if entry is None:
             return
-        entry.cancelled = True
-        if task_id == self._current:
-            entry.pieces.cancel()
-            await self._trainer.cancel(task_id)
-        else:
+        _log.info("task cancelled", task=task_id)
+        if entry.work is None:
             self._drop(task_id)
+        else:
+            entry.work.cancel()
 
     def acknowledged(self, event_id: str) -> bool:
         """Whether the event was an answer of a task, which is over now."""
         for task_id, answer in self._answers.items():
             if answer.event.event_id == event_id:
                 del self._answers[task_id]
-                held = {path for other in self._answers.values() for path in other.files}
-                for path in answer.files:
-                    if path not in held:
-                        path.unlink(missing_ok=True)
+                self._forget(answer.files)
                 return True
         return False
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """What may have to be sent again."""
+        return frozenset(path for answer in self._answers.values() for path in answer.files)
 
     @property
     def running(self) -> tuple[TaskId, ...]:
@@ -116,6 +124,11 @@ class TaskRunner:
     @property
     def busy(self) -> bool:
         return bool(self._queue)
+
+    @property
+    def keys_needed(self) -> bool:
+        """Whether a secure round may go on whose keys are in the trainer: other devices may train for long after this one has."""
+        return self._clock.monotonic() < self._keys_until
 
     # ---- the loop
 
@@ -131,7 +144,7 @@ class TaskRunner:
                 continue
             self._current = chosen.task
             try:
-                await self._run(self._queue[chosen.task])
+                await self._carried_out(self._queue[chosen.task])
             finally:
                 self._current = None
                 self._drop(chosen.task)
@@ -144,31 +157,45 @@ class TaskRunner:
             async with asyncio.timeout(timeout_s):
                 await self._quiet.wait()
 
+    async def _carried_out(self, entry: _Entry) -> None:
+        """In a task of its own, which may be cancelled at any point."""
+        entry.work = asyncio.create_task(self._run(entry), name=f"task {entry.order.task_id}")
+        try:
+            await asyncio.wait([entry.work])
+        finally:
+            if not entry.work.done():  # this agent stops
+                entry.work.cancel()
+                await asyncio.wait([entry.work])
+
     async def _run(self, entry: _Entry) -> None:
         order = entry.order
         self._begun[order.job_id] = order.round
         self._begun.move_to_end(order.job_id)
         while len(self._begun) > _REMEMBERED_JOBS:
             self._begun.popitem(last=False)
-        left = entry.deadline - self._clock.monotonic()
         try:
-            async with asyncio.timeout(max(left, 0.0) + _UPLOAD_S):  # the trainer keeps the deadline itself
-                pieces = await asyncio.shield(entry.pieces)
-                outcome = await self._train(order, pieces, entry.deadline)
-                parts = () if outcome.error_code else await self._upload(order, outcome.pieces)
+            outcome, parts = await self._worked(entry)
         except TimeoutError:
             outcome, parts = _gone(f"not done after {order.timeout_s:g} s"), ()
         except ShoalError as error:
             outcome, parts = _gone(error.message), ()
-        except asyncio.CancelledError:
-            if not entry.cancelled:
-                raise
-            outcome, parts = _gone("cancelled"), ()
-        if entry.cancelled:
-            _log.info("task cancelled", task=order.task_id)
-            return
+        except Exception as error:  # noqa: BLE001  # whatever it was costs this task, not the agent
+            _log.error("task failed", task=order.task_id, exc_info=error)
+            outcome, parts = _gone(f"this device failed: {type(error).__name__}; see its log"), ()
         self.tasks_done += 1
         self._answer(order, outcome, parts)
+
+    async def _worked(self, entry: _Entry) -> tuple[TaskOutcome, tuple[Part, ...]]:
+        left = entry.deadline - self._clock.monotonic()
+        async with asyncio.timeout(max(left, 0.0) + _UPLOAD_S):  # the trainer keeps the deadline itself
+            pieces = await asyncio.shield(entry.pieces)
+            outcome = await self._train(entry.order, pieces, entry.deadline)
+            try:
+                parts = () if outcome.error_code else await self._upload(entry.order, outcome.pieces)
+            except BaseException:
+                self._forget(_files(outcome))  # there will be no answer that names them
+                raise
+        return outcome, parts
 
     async def _train(self, order: RunTask, pieces: tuple[Piece, ...], deadline: float) -> TaskOutcome:
         task = LocalTask(
@@ -189,7 +216,9 @@ class TaskRunner:
 
     async def _fetch(self, parts: Sequence[Part]) -> tuple[Piece, ...]:
         async def one(part: Part) -> Piece:
-            return Piece(inline=part.inline) if part.digest is None else Piece(path=await self._link.fetch(part.digest))
+            if part.digest is None:
+                return Piece(inline=part.inline)
+            return Piece(path=await self._link.fetch(part.digest), digest=part.digest)
 
         return tuple(await asyncio.gather(*map(one, parts)))
 
@@ -207,10 +236,16 @@ class TaskRunner:
         if outcome.error_code:
             _log.warning("task failed", task=order.task_id, job=order.job_id, reason=outcome.error_reason)
         result = TaskResult(order.task_id, parts, outcome.error_code, outcome.error_reason)
-        event = AgentEvent(f"evt-{secrets.token_hex(8)}", result)
-        files = tuple(piece.path for piece in outcome.pieces if piece.path is not None)
-        self._answers[order.task_id] = _Answer(event, files)
+        event = AgentEvent(new_event_id(), result)
+        self._answers[order.task_id] = _Answer(event, _files(outcome))
         self._send(event)
+
+    def _forget(self, files: Iterable[Path]) -> None:
+        """Unless another answer is the same."""
+        held = self.files
+        for path in files:
+            if path not in held:
+                path.unlink(missing_ok=True)
 
     def _drop(self, task_id: TaskId) -> None:
         entry = self._queue.pop(task_id, None)
@@ -225,5 +260,9 @@ class TaskRunner:
             self._seen.popitem(last=False)
 
 
+def _files(outcome: TaskOutcome) -> tuple[Path, ...]:
+    return tuple(piece.path for piece in outcome.pieces if piece.path is not None)
+
+
 def _gone(reason: str) -> TaskOutcome:
-    return TaskOutcome(error_code=DEVICE_GONE, error_reason=reason)
+    return TaskOutcome(error_code=NODE_UNAVAILABLE, error_reason=reason)

@@ -9,6 +9,7 @@
     ├── PeerError             what another process sent is wrong: drop it, name the peer
     │   ├── Malformed             cannot be parsed, or is outside its schema
     │   ├── ProtocolError         well formed, but not now (a state machine refuses it)
+    │   │   └── FalseShares           what other members of a round dealt is unusable: complain, naming them
     │   ├── DigestMismatch        bytes are not what their digest says
     │   ├── UpdateRejected        a device's update is unusable (NaN, shape, range, weight)
     │   ├── Unauthenticated       no identity, or one that does not verify
@@ -86,6 +87,16 @@ class Malformed(PeerError):
 class ProtocolError(PeerError):
     status = "FAILED_PRECONDITION"
     exit_code = 11
+
+
+class FalseShares(ProtocolError):
+    """`dealers` are the seats of those who dealt them."""
+
+    exit_code = 18
+
+    def __init__(self, message: str, *, dealers: tuple[int, ...] = (), detail: str = "") -> None:
+        super().__init__(message, detail=detail)
+        self.dealers = dealers
 
 
 class DigestMismatch(PeerError):

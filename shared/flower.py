@@ -22,10 +22,14 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from shared.errors import Malformed
+from shared.ids import Digest, digest_of
+from shared.text import clean_text, is_clean
 
 DEFAULT_TTL_S = 86_400.0
 REFUSED = ErrorCode.MOD_FAILED_PRECONDITION  # a mod on the device said no, and changed nothing
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its own reader says
+MAX_NAME = 1000  # characters, of a record, an array or a value
+INTEGERS = range(-(1 << 63), 1 << 64)  # what Flower's own records hold: a signed or an unsigned 64-bit number
 APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 weighted_mean_of_metrics = aggregate_metricrecords  # what a stock strategy uses unless told otherwise
 # The format's version 1.0, as numpy.lib.format writes it for numbers and truth values.
@@ -67,20 +71,7 @@ def assume_identity(*, run_id: int, node_id: int = 1, task_id: int = 0) -> None:
 def like(message: Message, content: RecordDict) -> Message:
     """Another message to the same node, in the same run and group, still without an id."""
     old = message.metadata
-    metadata = Metadata(
-        run_id=old.run_id,
-        message_id="",
-        src_node_id=old.src_node_id,
-        dst_node_id=old.dst_node_id,
-        reply_to_message_id=old.reply_to_message_id,
-        group_id=old.group_id,
-        created_at=old.created_at,
-        ttl=old.ttl,
-        message_type=old.message_type,
-        src_task_id=old.src_task_id,
-        dst_task_id=old.dst_task_id,
-    )
-    metadata.delivered_at = ""
+    metadata = _without_id(old, src=old.src_node_id, dst=old.dst_node_id, answers=old.reply_to_message_id)
     return make_message(metadata=metadata, content=content)
 
 
@@ -109,18 +100,24 @@ def reply_error(request: Message, code: int, reason: str) -> Message:
 def _reply_metadata(request: Message) -> Metadata:
     """Created with its request, so it lives exactly as long: Flower's own transport refuses a reply that outlives it."""
     old = request.metadata
+    return _without_id(old, src=old.dst_node_id, dst=old.src_node_id, answers=old.message_id)
+
+
+def _without_id(old: Metadata, *, src: int, dst: int, answers: str) -> Metadata:
+    """Of a new message in the run, group and time of an old one; the task ids follow the nodes."""
+    forward = src == old.src_node_id
     metadata = Metadata(
         run_id=old.run_id,
         message_id="",
-        src_node_id=old.dst_node_id,
-        dst_node_id=old.src_node_id,
-        reply_to_message_id=old.message_id,
+        src_node_id=src,
+        dst_node_id=dst,
+        reply_to_message_id=answers,
         group_id=old.group_id,
         created_at=old.created_at,
         ttl=old.ttl,
         message_type=old.message_type,
-        src_task_id=old.dst_task_id,
-        dst_task_id=old.src_task_id,
+        src_task_id=old.src_task_id if forward else old.dst_task_id,
+        dst_task_id=old.dst_task_id if forward else old.src_task_id,
     )
     metadata.delivered_at = ""
     return metadata
@@ -193,25 +190,58 @@ def encode_records(records: RecordDict) -> bytes:
     return save_tensors(tensors, metadata={"records": json.dumps(layout)})
 
 
-def decode_records(blob: bytes) -> RecordDict:
-    """The inverse of `encode_records`. Raises `Malformed` for anything that it did not write."""
+def decode_records(blob: bytes, digest: Digest | None = None) -> RecordDict:
+    """The inverse of `encode_records`. Raises `Malformed` for anything that it did not write.
+
+    `digest`: of `blob`, if this side computed it already. A lone `ArrayRecord` then need not be hashed again.
+    """
     try:
         layout, tensors = _open(blob)
         records = RecordDict()
         for index, entry in enumerate(layout):
+            _check_name(entry["name"])
             if entry["kind"] == "arrays":
                 records[entry["name"]] = ArrayRecord(
                     {
                         key: Array(dtype, tuple(shape), stype, bytes(tensors[f"{index}/{place}"]))
                         for place, (key, dtype, shape, stype) in enumerate(entry["arrays"])
+                        if _check_name(key)
                     }
                 )
             else:
-                values = {key: _from_json(value) for key, value in entry["values"].items()}
+                values = {key: _from_json(value) for key, value in entry["values"].items() if _check_name(key)}
                 records[entry["name"]] = _KINDS[entry["kind"]](values)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise Malformed("not a record blob", detail=str(error)[:200]) from error
+        raise Malformed("not a record blob", detail=clean_text(str(error), 200)) from error
+    if digest is not None and len(records) == 1:
+        for name, record in records.array_records.items():
+            remember_digest(name, record, digest)
     return records
+
+
+def remember_digest(name: str, record: ArrayRecord, digest: Digest) -> None:
+    """`digest` is that of this record, encoded alone under this name: whoever computed it spares the next one the work."""
+    record.__dict__["_encoded_as"] = (name, digest, list(record.items()))
+
+
+def _record_digest(name: str, record: Any) -> Digest:
+    """Of the record encoded alone, values in order of name: other transports than ours keep no order of values."""
+    if not isinstance(record, ArrayRecord):
+        return digest_of(encode_records(RecordDict({name: type(record)(dict(sorted(record.items())))})))
+    known_name, known, items = record.__dict__.get("_encoded_as", ("", None, []))
+    same = len(items) == len(record) and all(
+        key == old_key and array is old for (key, array), (old_key, old) in zip(record.items(), items, strict=True)
+    )
+    if known is None or known_name != name or not same:
+        known = digest_of(encode_records(RecordDict({name: record})))
+        remember_digest(name, record, known)
+    return Digest(known)
+
+
+def inputs_digest(content: RecordDict, *, message_type: str, client_app: str) -> Digest:
+    """Of all that an app's answer may depend on besides the device itself: which app, asked for what, given which records."""
+    records = [[name, _record_digest(name, record)] for name, record in sorted(content.items())]
+    return digest_of(json.dumps([client_app, message_type, records]).encode())
 
 
 def _open(blob: bytes) -> tuple[Any, dict[str, memoryview]]:
@@ -241,6 +271,19 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any) -> Any:
+    """Raises `ValueError` for what the rest of the system cannot hold: a database, a float, UTF-8."""
     if isinstance(value, dict):
         return bytes.fromhex(value["hex"]) if "hex" in value else [bytes.fromhex(item) for item in value["hexes"]]
+    for item in value if isinstance(value, list) else (value,):
+        if isinstance(item, str):
+            item.encode()
+        elif isinstance(item, int) and item not in INTEGERS:
+            raise ValueError("an integer of more than 64 bits")
     return value
+
+
+def _check_name(name: str) -> bool:
+    """Names reach logs, tables and terminals. Raises `ValueError` for one that should not."""
+    if not is_clean(name, MAX_NAME):
+        raise ValueError("a name that cannot be printed")
+    return True

@@ -3,9 +3,13 @@
 A server sends the class name in the trailing metadata `shoal-error`, so a client raises the very class that the server raised.
 """
 
+import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from shared import errors
 from shared.errors import DeadlineExceeded, Malformed, ShoalError, Unauthenticated, Unavailable, Unsupported
@@ -36,6 +40,26 @@ def error_from_rpc(error: grpc.RpcError) -> ShoalError:
     if name in (known := _classes(errors.ShoalError)):
         return known[name](details)
     return _by_status(code, details)
+
+
+@contextlib.contextmanager
+def typed_errors() -> Iterator[None]:
+    """Raises the typed error behind a failed call of an asyncio stub.
+
+    A channel that is closed under a call cancels the task that waits for it, and one that was closed before refuses the call; both
+    are `Unavailable`, unless the task itself was asked to stop.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_from_rpc(error) from error
+    except grpc.aio.UsageError as error:
+        raise Unavailable("the connection is closed; try again", detail=str(error)[:200]) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Unavailable("the connection ended; try again") from None
 
 
 def _by_status(code: grpc.StatusCode, details: str) -> ShoalError:

@@ -54,11 +54,6 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
-class CommandAck:
-    command_id: CommandId
-
-
-@dataclass(frozen=True)
 class TaskResult:
     """`error_code` 0 means success; else it is one of Flower's error codes and `parts` is empty."""
 
@@ -82,7 +77,7 @@ class InstallReport:
     certificate: bytes = b""
 
 
-Event = Hello | Heartbeat | CommandAck | TaskResult | InstallReport
+Event = Hello | Heartbeat | TaskResult | InstallReport
 
 
 @dataclass(frozen=True)

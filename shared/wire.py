@@ -7,7 +7,7 @@ from protos.fleet.v1 import metrics_pb2, session_pb2
 from shared import session as s
 from shared.errors import Malformed
 from shared.ids import CommandId, JobId, RolloutId, TaskId, parse_digest, parse_name
-from shared.text import clean_text
+from shared.text import clean_text, is_clean
 
 _MAX_INT32, _MAX_INT64 = (1 << 31) - 1, (1 << 63) - 1  # what SQL's integers hold
 _MAX_ID = 128  # characters of an id that an agent gives: it is sent back as it is
@@ -59,8 +59,6 @@ def event_to_proto(message: s.AgentEvent) -> session_pb2.AgentEvent:
         case s.Heartbeat() as beat:
             out.heartbeat.SetInParent()
             out.heartbeat.serving.extend(_serving_to_proto(item) for item in beat.serving)
-        case s.CommandAck() as ack:
-            out.ack.command_id = ack.command_id
         case s.TaskResult() as result:
             out.task_result.task_id = result.task_id
             out.task_result.parts.extend(part_to_proto(part) for part in result.parts)
@@ -75,10 +73,15 @@ def event_to_proto(message: s.AgentEvent) -> session_pb2.AgentEvent:
     return out
 
 
+def _id(text: str) -> str:
+    """An id as an agent gives it: the database is asked for it, logs show it. Raises `Malformed`."""
+    if not is_clean(text, _MAX_ID):
+        raise Malformed(f"an id has at most {_MAX_ID} characters, all of them printable")
+    return text
+
+
 def event_from_proto(message: session_pb2.AgentEvent) -> s.AgentEvent:
-    if len(message.event_id) > _MAX_ID:
-        raise Malformed(f"an event id has at most {_MAX_ID} characters")
-    return s.AgentEvent(message.event_id, _event_from_proto(message))
+    return s.AgentEvent(_id(message.event_id), _event_from_proto(message))
 
 
 def _event_from_proto(message: session_pb2.AgentEvent) -> s.Event:
@@ -90,16 +93,14 @@ def _event_from_proto(message: session_pb2.AgentEvent) -> s.Event:
                 profile_json=hello.profile_json,
                 labels=dict(hello.labels),
                 serving=tuple(_serving_from_proto(item) for item in hello.serving),
-                running_tasks=tuple(TaskId(item) for item in hello.running_tasks),
+                running_tasks=tuple(TaskId(_id(item)) for item in hello.running_tasks),
             )
         case "heartbeat":
             return s.Heartbeat(tuple(_serving_from_proto(item) for item in message.heartbeat.serving))
-        case "ack":
-            return s.CommandAck(CommandId(message.ack.command_id))
         case "task_result":
             result = message.task_result
             return s.TaskResult(
-                task_id=TaskId(result.task_id),
+                task_id=TaskId(_id(result.task_id)),
                 parts=tuple(part_from_proto(part) for part in result.parts),
                 error_code=result.error_code,
                 error_reason=clean_text(result.error_reason),
@@ -107,8 +108,8 @@ def _event_from_proto(message: session_pb2.AgentEvent) -> s.Event:
         case "install_report":
             report = message.install_report
             return s.InstallReport(
-                command_id=CommandId(report.command_id),
-                rollout_id=RolloutId(report.rollout_id),
+                command_id=CommandId(_id(report.command_id)),
+                rollout_id=RolloutId(_id(report.rollout_id)),
                 receipt_json=report.receipt_json,
                 signature=report.signature,
                 certificate=report.certificate_der,

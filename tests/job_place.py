@@ -53,6 +53,9 @@ class Models:
         arrays = load(state.arrays)
         return ModelState('{"pruned": 1}', save({**arrays, "w": arrays["w"][:2].copy()}))
 
+    def kill(self) -> None:
+        self.before("kill")
+
     def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
         self.before("publish")
         known = [made for _, _, made in self.published]

@@ -182,7 +182,8 @@ class MemoryFleet:
 
     def _agent(self, node: int) -> MemoryAgent:
         ref = DeviceRef(DeviceId(f"dev-{node}"), NodeId(node), f"device-{node}")
-        mod = make_secure_mod(self.authority.enrol(ref.id), self.authority, ModPolicy(allow_plain=True))
+        policy = ModPolicy(allow_plain=True)
+        mod = make_secure_mod(self.authority.enrol(ref.id), self.authority, policy, client_app="numbers")
         app = ClientApp(mods=[mod])
         app.train()(self.trainers.get(node, train))
         app.evaluate()(evaluate)

@@ -1,15 +1,13 @@
 """What the device commands share: one request, one answer, printed whole."""
 
-from pathlib import Path
-
-from coordinator.cli.client import CALL_TIMEOUT_S, admin
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin
 from coordinator.cli.render import labels, moment, print_fields, print_json, to_plain
 from protos.fleet.v1 import admin_pb2
 
 
-def call_and_show(home: Path, method: str, device: str, *, reason: str = "", as_json: bool = False) -> None:
+def call_and_show(where: Where, method: str, device: str, *, reason: str = "", as_json: bool = False) -> None:
     """Call `Admin.METHOD` for one device and print the device as it is then."""
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = getattr(stub, method)(admin_pb2.DeviceRequest(device=device, reason=reason), timeout=CALL_TIMEOUT_S)
     if as_json:
         print_json(to_plain(answer))

@@ -14,6 +14,8 @@ _NOUNS = {
     "job": "Federated training runs.",
     "round": "What each round of a job did, device by device.",
     "rollout": "Releases on their way to devices, in stages.",
+    "admin": "Who may command from afar.",
+    "keys": "The keys that sign releases.",
 }
 
 
@@ -59,4 +61,9 @@ def cli() -> None:
       coordinator token create              let a device join
       coordinator job submit job.toml       train
       coordinator rollout start digits      release the result in stages
+
+    \b
+    From another machine:
+      coordinator admin issue ann --out ann      here; bring the folder over, then there
+      coordinator device list --profile ann
     """

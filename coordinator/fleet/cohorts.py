@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from coordinator.fleet.device import Device
 from shared.errors import ConfigError
+from shared.text import clean_text
 
+_MAX_NAME = 64  # characters
 _WHOLE = 1 << 64
 
 
@@ -59,12 +61,12 @@ def _value(device: Device, key: str) -> str:
 
 
 def profile_name(profile_json: str) -> str:
-    """The profile's name, or nothing if the device sent none."""
+    """The profile's name, fit to be shown, or nothing if the device sent none."""
     try:
         profile = json.loads(profile_json or "{}")
     except ValueError:
         return ""
-    return str(profile.get("name", "")) if isinstance(profile, dict) else ""
+    return clean_text(str(profile.get("name", "")), _MAX_NAME) if isinstance(profile, dict) else ""
 
 
 def _parse_share(text: str) -> float:

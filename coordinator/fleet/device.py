@@ -1,4 +1,4 @@
-"""A device as the coordinator knows it."""
+"""Devices, tokens and admins as the coordinator knows them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +41,17 @@ class TokenRecord:
     expires_at: float
     spent_by: str = ""
     spent_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Admin:
+    """Somebody with a certificate of the admin role. `revoked_at` 0: not revoked."""
+
+    name: str
+    public_key_sha256: str
+    issued_at: float
+    expires_at: float
+    revoked_at: float = 0.0
 
 
 @dataclass(frozen=True)

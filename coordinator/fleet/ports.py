@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
 from shared.ids import DeviceId
 from shared.session import Event, Hello, MetricBatch, Order, Serving
 
@@ -38,8 +38,28 @@ class Sessions(Protocol):
 Decide = Callable[[Device], tuple[Device, AuditEntry | None]]
 
 
-class FleetStore(Protocol):
-    """Devices, join tokens and the audit log. Every change and its audit entry are one transaction."""
+# What an admin becomes (None: there is none of that name yet), and the audit entry about it. Raises what forbids the change.
+DecideAdmin = Callable[[Admin | None], tuple[Admin, AuditEntry | None]]
+
+
+class AdminStore(Protocol):
+    """Who may command from afar. Every change and its audit entry are one transaction."""
+
+    def change_admin(self, name: str, decide: DecideAdmin) -> Admin:
+        """Read, decide and write in one transaction. `decide` may be called again.
+
+        Raises `Conflict` when the key is another admin's, and what `decide` raises."""
+        ...
+
+    def admin(self, name: str) -> Admin | None: ...
+
+    def admins(self) -> list[Admin]:
+        """By name."""
+        ...
+
+
+class FleetStore(AdminStore, Protocol):
+    """Devices, join tokens, admins and the audit log. Every change and its audit entry are one transaction."""
 
     def add_tokens(self, tokens: Sequence[TokenRecord], entry: AuditEntry) -> None: ...
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from coordinator.fleet.admins import Admins
 from coordinator.fleet.cohorts import Cohort
 from coordinator.fleet.device import AuditEntry, Device, TokenRecord
 from coordinator.fleet.ports import Decide, FleetStore
@@ -48,6 +49,7 @@ class Registry:
         self._authority = authority
         self._clock = clock
         self._certificate_valid_s = certificate_valid_s
+        self.admins = Admins(store, authority, clock)
         self._subjects: dict[bytes, Subject] = {}  # of verified certificates; their dates are checked each time
         self._admitted: dict[str, tuple[object, Subject, Device]] = {}
         self._epochs: dict[

@@ -52,6 +52,10 @@ class Repository:
             pen.write_timestamp(1, (1, data), now, (root,))
         return cls(pen)
 
+    @property
+    def root_version(self) -> int:
+        return self._in_force.root.version
+
     # ---- what devices get
 
     @property
@@ -59,13 +63,9 @@ class Repository:
         """What a device trusts from enrolment on."""
         return self._in_force.files["1.root.json"]
 
-    def bundle_of_metadata(self, from_root_version: int = 1) -> dict[str, bytes]:
-        """Every file that a device needs, by name: all roots from that version on, timestamp, snapshot, targets."""
-        return {
-            name: data
-            for name, data in self._in_force.files.items()
-            if not name.endswith(".root.json") or int(name.partition(".")[0]) >= from_root_version
-        }
+    def bundle_of_metadata(self) -> dict[str, bytes]:
+        """Every file that a device needs, by name: all roots, timestamp, snapshot, targets."""
+        return dict(self._in_force.files)
 
     # ---- releases
 

@@ -95,6 +95,14 @@ class ReleaseService:
             self._sign_what_stands()
             return self._repository.refresh(self._clock.now())
 
+    def rotate(self, role: str) -> int:
+        """Replace a role's keys, and return the number of the root that names the new ones. Raises what `Repository.rotate`
+        raises."""
+        with self._lock:
+            self._sign_what_stands()
+            self._repository.rotate(role, self._clock.now())
+            return self._repository.root_version
+
     def _sign_what_stands(self) -> None:
         if self._in_step:
             return

@@ -23,7 +23,7 @@ from coordinator.rounds.validate import agreed, checked, weight_of
 from shared.clock import Clock
 from shared.errors import Corrupt, RoundAborted
 from shared.flower import REFUSED, to_numpy
-from shared.ids import NodeId
+from shared.ids import DeviceId, NodeId
 from shared.secagg.keys import Verifier
 from shared.secagg.messages import Phase
 
@@ -71,6 +71,7 @@ class Attempt:
         self._summary: Summary | None = None
         self._judged: dict[NodeId, _Judged] = {}
         self._unwritten: list[Event] = []
+        self.false_dealers: tuple[DeviceId, ...] = ()
         self._begun = False
         self.row = row
 
@@ -172,7 +173,8 @@ class Attempt:
     def _exchange_grid(self, observer: ExchangeObserver | None) -> Grid:
         if not self._spec.secure.enabled:
             return self._grid
-        return SecureGrid(self._grid, secure_config(self._spec), self._bench.verifier, observer=observer)
+        config, app = secure_config(self._spec), self._spec.client_app
+        return SecureGrid(self._grid, config, self._bench.verifier, observer=observer, client_app=app)
 
     def _prepare(self, messages: list[Message], model_json: str) -> None:
         """In order of node, since sums of floats depend on it; with the model's description, if there is one."""
@@ -238,6 +240,7 @@ class Attempt:
         for node, item in summary.outcomes.items():
             reason = item.reason or (summary.aborted if item.fate is Fate.ABANDONED else "")
             self._judged[NodeId(node)] = _Judged(_FATES.get(item.fate, Outcome.DROPPED), reason)
+        self.false_dealers = tuple(self._grid.chosen[NodeId(node)].id for node in summary.false_dealers)
 
     # ---- writing
 

@@ -5,8 +5,9 @@ if it comes back without it, or not within `reconnect_grace_s`, the task has fai
 says, not the order in which attach and detach are heard of: they only make us look.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 
 from coordinator.fleet.ports import Sessions
@@ -14,9 +15,8 @@ from coordinator.rounds.closing import Close, Policy, WaitUntil, closing
 from shared.clock import Clock
 from shared.errors import RoundAborted, ShoalError
 from shared.ids import DeviceId, Digest, TaskId
-from shared.session import Acknowledged, CancelTask, Event, Hello, RunTask, TaskResult
+from shared.session import NODE_UNAVAILABLE, Acknowledged, CancelTask, Event, Hello, RunTask, TaskResult
 
-GONE = 5  # Flower's ErrorCode.NODE_UNAVAILABLE
 LOOK_EVERY_S = 1.0  # for what nobody tells us: a device put in quarantine, a clock that a test moves
 MAX_STRAYS = 10_000
 
@@ -81,7 +81,7 @@ class Dispatcher:
 
     def answers(
         self, tasks: Iterable[TaskId], policy: Policy, cancellation: Cancellation
-    ) -> Iterator[tuple[TaskId, Answer]]:
+    ) -> Generator[tuple[TaskId, Answer]]:
         """One answer a task, as they come, until the policy closes; then the late ones are cancelled, and fail.
 
         Raises `RoundAborted` when the job is being cancelled; its tasks are then cancelled too.
@@ -94,11 +94,16 @@ class Dispatcher:
                 for task_id, answer in ready:
                     pending.discard(task_id)
                     yield task_id, answer
-        finally:
-            late = self._forget(wanted)
-        for task_id, device in late:
-            if task_id in pending:
-                yield task_id, Answer(device, _gone(task_id, "no answer in time"), self._clock.monotonic() - started)
+        except BaseException:
+            self._note_strays(task.result for task_id, task in self._forget(wanted).items() if task_id in pending)
+            raise
+        for task_id, task in self._forget(wanted).items():
+            if task_id in pending:  # its answer may have come while we closed
+                result, ended = task.result or _gone(task_id, "no answer in time"), self._clock.monotonic()
+                yield (
+                    task_id,
+                    Answer(task.device, result, (task.finished_at if task.result else ended) - task.started_at),
+                )
 
     def wait_for_devices(self, enough: Callable[[], bool], timeout_s: float, cancellation: Cancellation) -> bool:
         """Wait until `enough()` holds; it is asked again whenever a device attaches. False: not in time.
@@ -151,8 +156,8 @@ class Dispatcher:
             task = self._tasks.get(event.task_id)
             if task is not None and task.device == device and task.result is None:
                 self._finish(event.task_id, event)
-            elif task is None and len(self._strays) < MAX_STRAYS:
-                self._strays += [part.digest for part in event.parts if part.digest is not None]
+            elif task is None:
+                self._note_strays([event])
         try:
             self._sessions.send(device, Acknowledged(event_id))
         except ShoalError:
@@ -211,17 +216,21 @@ class Dispatcher:
         self._tasks[task_id] = replace(self._tasks[task_id], result=result, finished_at=self._clock.monotonic())
         self._changed.notify_all()
 
-    def _forget(self, tasks: Iterable[TaskId]) -> list[tuple[TaskId, DeviceId]]:
-        """Let go of tasks and tell the devices that still work on one. Returns those."""
+    def _note_strays(self, results: Iterable[TaskResult | None]) -> None:
         with self._changed:
-            taken = [(task_id, self._tasks.pop(task_id)) for task_id in tasks]
-        late = [(task_id, task.device) for task_id, task in taken if task.result is None]
-        for task_id, device in late:
-            try:
-                self._sessions.send(device, CancelTask(task_id))
-            except ShoalError:
-                continue  # not connected: nothing to cancel
-        return late
+            for result in results:
+                if result is not None and len(self._strays) < MAX_STRAYS:
+                    self._strays += [part.digest for part in result.parts if part.digest is not None]
+
+    def _forget(self, tasks: Iterable[TaskId]) -> dict[TaskId, _Task]:
+        """Let go of tasks and tell the devices that still work on one."""
+        with self._changed:
+            taken = {task_id: self._tasks.pop(task_id) for task_id in tasks}
+        for task_id, task in taken.items():
+            if task.result is None:
+                with contextlib.suppress(ShoalError):  # not connected: nothing to cancel
+                    self._sessions.send(task.device, CancelTask(task_id))
+        return taken
 
 
 def _verdict(policy: Policy, now: float, started: float, tasks: list[_Task]) -> Close | WaitUntil:
@@ -231,4 +240,4 @@ def _verdict(policy: Policy, now: float, started: float, tasks: list[_Task]) -> 
 
 
 def _gone(task_id: TaskId, reason: str) -> TaskResult:
-    return TaskResult(task_id, error_code=GONE, error_reason=reason)
+    return TaskResult(task_id, error_code=NODE_UNAVAILABLE, error_reason=reason)

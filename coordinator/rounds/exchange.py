@@ -114,13 +114,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """How an exchange ended. `aborted` is empty, or says why there is no sum; then `total_weight` is 0. Keys are node ids."""
+    """How an exchange ended. `aborted` is empty, or says why there is no sum; then `total_weight` is 0. Keys are node ids.
+
+    `false_dealers` dealt shares that others cannot use: left in, they would end every exchange alike.
+    """
 
     round_id: str
     category: str
     outcomes: Mapping[int, Outcome]
     total_weight: int = 0
     aborted: str = ""
+    false_dealers: tuple[int, ...] = ()
 
 
 class ExchangeObserver(Protocol):

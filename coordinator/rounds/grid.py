@@ -7,9 +7,11 @@ blocks until there are enough devices and then names the same ones to whoever as
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -21,13 +23,14 @@ from coordinator.rounds.ports import Directory
 from coordinator.rounds.round import DeviceRef
 from shared.blobs import Blobs
 from shared.clock import Clock
-from shared.errors import Malformed, NotFound, RoundAborted, UpdateRejected
+from shared.errors import LocalError, NotFound, PeerError, RoundAborted, UpdateRejected
 from shared.flower import (
     APP_RAISED,
     REFUSED,
     decode_records,
     encode_records,
     new_message,
+    remember_digest,
     reply_error,
     reply_with,
     stamp,
@@ -35,8 +38,10 @@ from shared.flower import (
 from shared.ids import DeviceId, Digest, JobId, NodeId, TaskId, digest_of, new_task_id
 from shared.session import Part, RunTask
 
+_log = structlog.get_logger()
 INLINE_BYTES = 4096  # arrays above this travel by digest
 MAX_INLINE_BYTES = 65_536  # all other records of a message together
+EXTRA_BYTES = 16 << 20  # of an answer, besides arrays
 Check = Callable[[Message, RecordDict], RecordDict]
 Sample = Callable[[Sequence[DeviceRef], int], Sequence[DeviceRef]]
 _RANDOM = random.SystemRandom()  # nobody can foresee who is selected
@@ -81,6 +86,7 @@ class Ask:
     selection: Selection
     policy: Policy
     cancellation: Cancellation = field(default_factory=Cancellation)
+    excluded: frozenset[DeviceId] = frozenset()
 
 
 class FleetGrid(Grid):
@@ -168,17 +174,16 @@ class FleetGrid(Grid):
         patience_s = self._ask.selection.wait_for_devices_s
         if not self._fleet.dispatcher.wait_for_devices(self.choose_now, patience_s, self._ask.cancellation):
             needed = self._ask.selection.min_devices
-            raise RoundAborted(f"{len(self._present())} devices are connected, {needed} are needed")
+            left_out = f", {len(self._ask.excluded)} left out for false shares" if self._ask.excluded else ""
+            raise RoundAborted(f"{len(self._present())} devices are connected{left_out}, {needed} are needed")
 
     def _take(self, present: list[DeviceRef]) -> None:
         chosen = self._sample(present, self._ask.selection.how_many(len(present)))
         self.chosen = {device.node_id: device for device in chosen}
 
     def _present(self) -> list[DeviceRef]:
-        connected = self._fleet.sessions.connected()
-        return [
-            device for device in self._fleet.directory.members(self._ask.selection.cohort) if device.id in connected
-        ]
+        here = self._fleet.sessions.connected().keys() - self._ask.excluded
+        return [device for device in self._fleet.directory.members(self._ask.selection.cohort) if device.id in here]
 
     def _send(self, messages: list[Message], policy: Policy) -> list[TaskId]:
         ids = [new_task_id() for _ in messages]
@@ -206,8 +211,9 @@ class FleetGrid(Grid):
     def _collect(self, ids: list[TaskId], policy: Policy) -> list[Message]:
         """Each answer is read while the others are still on their way."""
         replies = {}
-        for task_id, answer in self._fleet.dispatcher.answers(ids, policy, self._ask.cancellation):
-            replies[task_id] = self._reply(self._pushed.pop(task_id), answer)
+        with closing(self._fleet.dispatcher.answers(ids, policy, self._ask.cancellation)) as answers:
+            for task_id, answer in answers:
+                replies[task_id] = self._reply(self._pushed.pop(task_id), answer)
         return [replies[task_id] for task_id in ids]
 
     def _reply(self, request: Message, answer: Answer) -> Message:
@@ -217,12 +223,17 @@ class FleetGrid(Grid):
         if result.error_code:
             return reply_error(request, result.error_code, result.error_reason)
         try:
-            content = self._decode(result.parts)
+            content = self._decode(result.parts, _most_bytes(request.content))
             return reply_with(request, self._check(request, content) if self._check else content)
-        except (UpdateRejected, Malformed) as error:
-            return reply_error(request, REFUSED, str(error))
+        except LocalError:
+            raise
         except NotFound as error:
             return reply_error(request, APP_RAISED, f"its update never arrived: {error}")
+        except PeerError as error:
+            return reply_error(request, REFUSED, str(error))
+        except Exception as error:  # noqa: BLE001  # whatever one device sends costs that device only
+            _log.warning("an answer that cannot be read", device=answer.device, exc_info=error)
+            return reply_error(request, REFUSED, f"an answer that cannot be read ({type(error).__name__})")
 
     def _encode(self, content: RecordDict) -> tuple[Part, ...]:
         """Large arrays by digest, encoded once for all devices; everything else in one part."""
@@ -242,6 +253,8 @@ class FleetGrid(Grid):
         known = self._known.get(id(record))
         if known is None or known[0] is not record:
             part = self._passing_blob(encode_records(RecordDict({name: record})))
+            if part.digest is not None:
+                remember_digest(name, record, part.digest)
             known = self._known[id(record)] = (record, part)
         return known[1]
 
@@ -252,7 +265,13 @@ class FleetGrid(Grid):
             self._passing.add(digest)
         return Part(digest=digest)
 
-    def _decode(self, parts: tuple[Part, ...]) -> RecordDict:
+    def _decode(self, parts: tuple[Part, ...], most: int) -> RecordDict:
+        """Raises `UpdateRejected` for more than `most` bytes, before any of them is read."""
+        digests = [part.digest for part in parts if part.digest is not None]
+        self._read.update(digests)
+        size = sum(len(part.inline) for part in parts) + sum(map(self._fleet.inbox.size, digests))
+        if size > most:
+            raise UpdateRejected(f"an answer of {size} bytes to a task that allows {most}")
         content = RecordDict()
         for part in parts:
             content.update(decode_records(self._bytes(part)))
@@ -262,5 +281,9 @@ class FleetGrid(Grid):
         """Equal updates are one blob, so it stays until the exchange is over."""
         if part.digest is None:
             return part.inline
-        self._read.add(part.digest)
         return self._fleet.inbox.read(part.digest)
+
+
+def _most_bytes(asked: RecordDict) -> int:
+    """Of an answer. A masked vector has four bytes an element, and an element one at least; keys and shares grow with the group."""
+    return 4 * sum(record.count_bytes() for record in asked.array_records.values()) + EXTRA_BYTES

@@ -5,6 +5,7 @@ the last committed state with fresh keys, be it after a failed attempt or in ano
 one counted twice. The strategy's own memory is put back from that state before every attempt, so a resumed job goes on exactly.
 """
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import structlog
@@ -19,12 +20,16 @@ from coordinator.rounds.ports import ModelBuilder, Publisher
 from coordinator.rounds.round import Event, Job, Outcome, RoundRow
 from coordinator.rounds.shelf import GlobalState, arrays_of, as_model
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
-from shared.errors import ChildFailed, Conflict, RoundAborted, StorageFull
-from shared.ids import JobId
+from shared.errors import ChildFailed, Conflict, RoundAborted, ShoalError, StorageFull
+from shared.ids import DeviceId, JobId, digest_of
 
 _log = structlog.get_logger()
 _WORTH_ANOTHER_TRY = (RoundAborted, ChildFailed, StorageFull)
+PUBLISH_TRIES = 3  # each may take minutes
 INTERRUPTED = "the coordinator stopped before the round was committed"
+
+
+EXCLUDED = "device.excluded"  # in the history: dealt false shares, takes no part in this job any more
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,16 @@ class Workshop:
 
     builder: ModelBuilder
     publisher: Publisher
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A job while it runs in this process. `excluded` grows."""
+
+    spec: JobSpec
+    strategy: FedAvg
+    cancellation: Cancellation
+    excluded: set[DeviceId]
 
 
 class JobLoop:
@@ -72,35 +87,31 @@ class JobLoop:
 
     def _run(self, job: Job, cancellation: Cancellation) -> Job:
         spec = JobSpec.parse(job.toml)
-        strategy = strategies.build(spec)
+        excluded = {DeviceId(str(e.detail["device"])) for e in self._store.events(job.id) if e.kind == EXCLUDED}
+        running = _Running(spec, strategies.build(spec), cancellation, excluded)
         state = self._bench.shelf.load(job)
         tried = sum(row.round == job.round + 1 for row in self._store.rounds(job.id))  # by former processes
         while job.round < spec.rounds:
-            job, state = self._round(job, spec, strategy, state, cancellation, tried=tried)
+            job, state = self._round(running, job, state, tried=tried)
             tried = 0
-        release = self._publish(job, spec, state) if spec.publish.enabled else 0
+        release = self._publish(running, job, state) if spec.publish.enabled else 0
         return self._change(job, JobEvent.COMPLETE, release=release)
 
-    def _round(
-        self,
-        job: Job,
-        spec: JobSpec,
-        strategy: FedAvg,
-        state: GlobalState,
-        cancellation: Cancellation,
-        *,
-        tried: int,
-    ) -> tuple[Job, GlobalState]:
+    def _round(self, running: _Running, job: Job, state: GlobalState, *, tried: int) -> tuple[Job, GlobalState]:
         """The job's next round, with fresh keys for each attempt. Raises `RoundAborted` after the last one."""
         number = job.round + 1
+        spec, cancellation = running.spec, running.cancellation
         last = tried + spec.selection.max_attempts
         for attempt in range(tried + 1, last + 1):
             row = RoundRow(job.id, number, attempt, RoundState.PLANNED, self._bench.clock.now())
-            attempted = Attempt(self._bench, spec, _ask(job, spec, number, cancellation), row)
+            attempted = Attempt(self._bench, spec, _ask(running, job, number), row)
             try:
-                return self._attempt(attempted, job, spec, strategy, state)
+                done = self._attempt(running, attempted, job, state)
+                self._exclude(running, attempted)
+                return done
             except _WORTH_ANOTHER_TRY as error:
                 attempted.write()
+                self._exclude(running, attempted)
                 self._abandon(job, attempted.row, str(error))
                 cancellation.check()
                 if attempt == last:
@@ -109,9 +120,17 @@ class JobLoop:
             self._bench.fleet.dispatcher.pause(self._pause_s, cancellation)
         raise AssertionError("a round has at least one attempt")
 
-    def _attempt(
-        self, attempted: Attempt, job: Job, spec: JobSpec, strategy: FedAvg, old: GlobalState
-    ) -> tuple[Job, GlobalState]:
+    def _exclude(self, running: _Running, attempted: Attempt) -> None:
+        """Whoever dealt false shares would end the next attempt too."""
+        row = attempted.row
+        for device in set(attempted.false_dealers) - running.excluded:
+            self._store.note(
+                Event(row.job, row.round, row.attempt, self._bench.clock.now(), EXCLUDED, {"device": device})
+            )
+            running.excluded.add(device)
+
+    def _attempt(self, running: _Running, attempted: Attempt, job: Job, old: GlobalState) -> tuple[Job, GlobalState]:
+        spec, strategy = running.spec, running.strategy
         arrays = attempted.run(strategy, old)
         row = attempted.row
         assert row.arrays_digest is not None  # noqa: S101  # an attempt that ran puts its arrays on the shelf
@@ -121,7 +140,14 @@ class JobLoop:
         if (step := spec.prune_after(row.round)) is not None:
             new = self._prune(new, step.ratio, spec.public.data)
             detail["pruned"] = step.ratio
-        return self._commit(job, replace(row, arrays_digest=new.digest), new, detail, attempted.unwritten)
+        try:
+            return self._commit(job, replace(row, arrays_digest=new.digest), new, detail, attempted.unwritten)
+        except ShoalError:
+            with contextlib.suppress(
+                ShoalError
+            ):  # what a job's row names stays, whether the commit was heard of or not
+                self._bench.shelf.drop(new.digest, digest_of(new.kept))
+            raise
 
     def _prune(self, state: GlobalState, ratio: float, public_data: str) -> GlobalState:
         """A smaller network has other arrays: the strategy's memory of the old ones means nothing to it and starts afresh."""
@@ -156,13 +182,25 @@ class JobLoop:
         self._bench.shelf.drop(row.arrays_digest)
         _log.warning("round abandoned", job=job.name, round=row.round, attempt=row.attempt, reason=reason)
 
-    def _publish(self, job: Job, spec: JobSpec, state: GlobalState) -> int:
+    def _publish(self, running: _Running, job: Job, state: GlobalState) -> int:
+        """The publisher looks first whether it is done already, so it may be asked again."""
+        spec, cancellation = running.spec, running.cancellation
         lineage: dict[str, str | int] = {"job": job.id, "rounds": job.round, "strategy": spec.strategy.name}
         lineage["secure"] = int(spec.secure.enabled)
         if spec.publish.notes:
             lineage["notes"] = spec.publish.notes
         model = as_model(state.arrays, state.model_json)
-        return self._workshop.publisher.publish(spec.model, model, spec.public.data, lineage)
+        for attempt in range(1, PUBLISH_TRIES + 1):
+            cancellation.check()
+            try:
+                return self._workshop.publisher.publish(spec.model, model, spec.public.data, lineage)
+            except (ChildFailed, StorageFull) as error:
+                cancellation.check()
+                if attempt == PUBLISH_TRIES:
+                    raise
+                _log.warning("not published, trying again", job=job.name, reason=str(error))
+            self._bench.fleet.dispatcher.pause(self._pause_s, cancellation)
+        raise AssertionError("a job publishes at least once")
 
     def _change(self, job: Job, trigger: JobEvent, *, reason: str = "", release: int = 0) -> Job:
         detail: dict[str, str | int | float] = {"round": job.round}
@@ -179,7 +217,8 @@ class JobLoop:
         return Event(job.id, 0, 0, self._bench.clock.now(), str(kind), detail)
 
 
-def _ask(job: Job, spec: JobSpec, number: int, cancellation: Cancellation) -> Ask:
+def _ask(running: _Running, job: Job, number: int) -> Ask:
+    spec = running.spec
     return Ask(
         job=job.id,
         run_id=job.run_id,
@@ -188,5 +227,6 @@ def _ask(job: Job, spec: JobSpec, number: int, cancellation: Cancellation) -> As
         secure=spec.secure.enabled,
         selection=spec.selection,
         policy=spec.closing,
-        cancellation=cancellation,
+        excluded=frozenset(running.excluded),
+        cancellation=running.cancellation,
     )

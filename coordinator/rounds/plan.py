@@ -34,7 +34,6 @@ enabled = true
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from coordinator.rounds.closing import Policy
 from shared.errors import Malformed
@@ -219,10 +218,6 @@ class JobSpec:
     def parse(cls, text: str) -> "JobSpec":
         """Raises `ConfigError`, which names the key at fault."""
         return parse_toml(cls, text, where="job")
-
-    def files(self) -> list[Path]:
-        """Files on the coordinator's machine that the job needs."""
-        return [Path(name) for name in (self.start.arrays_file, self.public.data) if name]
 
     @property
     def closing(self) -> Policy:

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from coordinator.rounds.round import DeviceRef, Event, Job, RoundRow
 from coordinator.rounds.states import JobEvent
-from shared.errors import Unsupported
 from shared.ids import DeviceId, JobId
 from shared.settings import Scalar
 
@@ -118,6 +117,10 @@ class ModelBuilder(Protocol):
         """`ratio` of the present channels removed. Raises `ChildFailed`."""
         ...
 
+    def kill(self) -> None:
+        """End for good: what is under way, for a publisher too, and what is asked later fails at once with `ChildFailed`."""
+        ...
+
 
 class Publisher(Protocol):
     """Releases: where jobs start from, and where they end."""
@@ -132,19 +135,3 @@ class Publisher(Protocol):
         Idempotent by `lineage["job"]`: a coordinator that died before it wrote the number down asks again. Raises `ChildFailed`.
         """
         ...
-
-
-class NoModels:
-    """A coordinator without a model builder: jobs start from `arrays_file` and publish nothing."""
-
-    def initial(self, factory: str, arguments: Mapping[str, Scalar]) -> ModelState:
-        raise Unsupported("this coordinator builds no models: start from arrays_file")
-
-    def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
-        raise Unsupported("this coordinator builds no models: leave out [[prune]]")
-
-    def start(self, model: str, release: int) -> ModelState:
-        raise Unsupported("this coordinator keeps no releases: start from arrays_file")
-
-    def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
-        raise Unsupported("this coordinator keeps no releases: leave out [publish]")

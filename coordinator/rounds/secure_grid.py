@@ -17,11 +17,19 @@ from flwr.serverapp.strategy import Strategy
 
 from coordinator.rounds.exchange import ExchangeObserver, Fate, NullObserver, Outcome, SecureConfig, Summary
 from shared.clock import Clock, SystemClock
-from shared.errors import Malformed, PeerError, ProtocolError, RoundAborted, ShoalError, Unsupported
-from shared.flower import REFUSED, like, reply_for_all, to_numpy, unpack_words, weighted_mean_of_metrics
+from shared.errors import LocalError, Malformed, PeerError, ProtocolError, RoundAborted, ShoalError, Unsupported
+from shared.flower import (
+    REFUSED,
+    inputs_digest,
+    like,
+    reply_for_all,
+    to_numpy,
+    unpack_words,
+    weighted_mean_of_metrics,
+)
 from shared.secagg.fields import Fields
 from shared.secagg.keys import Verifier
-from shared.secagg.messages import RECORD, VECTOR_RECORD, WORDS_TYPE, Advert, Deal, Phase, Reveal
+from shared.secagg.messages import RECORD, VECTOR_RECORD, WORDS_TYPE, Advert, Complaint, Deal, Phase, Reveal
 from shared.secagg.quantize import Arrays, Total, add_change, decode
 from shared.secagg.server import Server
 from shared.secagg.terms import Terms
@@ -81,7 +89,10 @@ def new_round_id() -> str:
 
 
 class SecureGrid(Grid):
-    """Wraps `inner`. `send_and_receive` raises `RoundAborted` when there is no sum, `Unsupported` for what cannot be one."""
+    """Wraps `inner`. `send_and_receive` raises `RoundAborted` when there is no sum, `Unsupported` for what cannot be one.
+
+    `client_app` is what the devices run, under the name that their secure mods were given; part of what they agree on.
+    """
 
     def __init__(
         self,
@@ -92,6 +103,7 @@ class SecureGrid(Grid):
         observer: ExchangeObserver | None = None,
         clock: Clock | None = None,
         round_ids: Callable[[], str] = new_round_id,
+        client_app: str = "",
     ) -> None:
         self.inner = inner
         self.config = config
@@ -99,6 +111,7 @@ class SecureGrid(Grid):
         self.observer = observer or NullObserver()
         self.clock = clock or SystemClock()
         self.round_ids = round_ids
+        self.client_app = client_app
 
     def set_run(self, run: Any) -> None:
         self.inner.set_run(run)
@@ -146,13 +159,15 @@ class _Exchange:
         self._requests = dict(enumerate(ordered, start=1))
         self._seats = {message.metadata.dst_node_id: seat for seat, message in self._requests.items()}
         self._outcomes = dict.fromkeys(self._seats, Outcome(Fate.PRESENT))
+        self._complained: set[int] = set()
         self._deadline = None if timeout is None else grid.clock.monotonic() + timeout
         self._category = _category(ordered[0])
-        self._arrays_name, self._base = _common_arrays(ordered) if self._category == "train" else ("", {})
+        self._arrays_name, self._base = _only_arrays(ordered[0]) if self._category == "train" else ("", {})
         self._settings = grid.config.settings(self._category)
         self._schema = self._settings.schema(len(ordered), self._base)
         threshold = min(grid.config.threshold(len(ordered)), len(ordered))
-        self._terms = Terms(grid.round_ids(), len(ordered), threshold, self._schema.digest)
+        inputs = _common_inputs(ordered, grid.client_app)
+        self._terms = Terms(grid.round_ids(), len(ordered), threshold, self._schema.digest, inputs)
         quorum = grid.config.quorum(len(ordered))
         self._server = Server(self._terms, self._schema.length, grid.verifier, quorum=quorum)
 
@@ -218,8 +233,12 @@ class _Exchange:
             return
         try:
             take(seat, reply)
+        except LocalError:
+            raise
         except PeerError as error:
             self._fail(seat, Fate.REJECTED, f"{phase}: {error}")
+        except Exception as error:  # noqa: BLE001  # whatever one device sends costs that device only
+            self._fail(seat, Fate.REJECTED, f"{phase}: an answer that cannot be read ({type(error).__name__})")
 
     def _fail(self, seat: int, fate: Fate, reason: str) -> None:
         """A device whose vector was taken stays counted, whatever it does afterwards."""
@@ -238,6 +257,12 @@ class _Exchange:
         self._server.add_deal(deal)
 
     def _take_vector(self, seat: int, reply: Message) -> None:
+        answer = reply.content.get(RECORD)
+        if isinstance(answer, ConfigRecord) and Complaint.FIELD in answer:
+            self._server.add_complaint(seat, Complaint.from_fields(_fields(reply)))
+            self._fail(seat, Fate.DROPPED, f"{Phase.MASKED}: it could not use the shares that it was dealt")
+            self._complained.add(self._node(seat))
+            return
         record = reply.content.get(VECTOR_RECORD)
         if not isinstance(record, ArrayRecord) or list(record) != [VECTOR_RECORD]:
             raise Malformed("the reply holds no masked vector")
@@ -264,12 +289,19 @@ class _Exchange:
                 self._outcomes[node] = Outcome(Fate.RECOVERED, outcome.reason)
 
     def _close(self, *, weight: int = 0, aborted: str = "") -> None:
+        false = self._server.false_dealers
+        for seat, said in false.items():
+            counted = self._outcomes[self._node(seat)].fate is Fate.COUNTED
+            reason = (
+                f"dealt shares that {said} devices could not use" if said else "dealt shares that do not fit together"
+            )
+            self._outcomes[self._node(seat)] = Outcome(Fate.COUNTED if counted else Fate.REJECTED, reason)
         if aborted:
-            self._outcomes = {
-                node: Outcome(Fate.ABANDONED, item.reason) if item.fate is Fate.PRESENT else item
-                for node, item in self._outcomes.items()
-            }
-        summary = Summary(self._terms.round_id, self._category, dict(self._outcomes), weight, aborted)
+            for node, item in self._outcomes.items():
+                if item.fate is Fate.PRESENT or (node in self._complained and item.fate is Fate.DROPPED):
+                    self._outcomes[node] = Outcome(Fate.ABANDONED, item.reason)
+        liars = tuple(self._node(seat) for seat in false)
+        summary = Summary(self._terms.round_id, self._category, dict(self._outcomes), weight, aborted, liars)
         self._grid.observer.closed(summary)
 
     def _mean(self, total: Total) -> RecordDict:
@@ -287,22 +319,23 @@ def _category(message: Message) -> str:
     return str(message.metadata.message_type).partition(".")[0]
 
 
-def _common_arrays(messages: list[Message]) -> tuple[str, Arrays]:
-    """The one `ArrayRecord` that every device gets. Raises `Unsupported` unless it is one and the same."""
-    records = [list(message.content.array_records.items()) for message in messages]
-    if any(len(record) != 1 for record in records):
+def _only_arrays(message: Message) -> tuple[str, Arrays]:
+    """The one `ArrayRecord` that a device gets. Raises `Unsupported` for another number of them."""
+    if len(message.content.array_records) != 1:
         raise Unsupported("secure training sends one ArrayRecord to each device")
-    name, first = records[0][0]
-    for ((_, other),) in records[1:]:
-        if other is not first and not _same(first, other):
-            raise Unsupported(
-                "secure training sends the same arrays to every device: changes to others have no common mean"
-            )
-    return name, {key: to_numpy(array) for key, array in first.items()}
+    ((name, record),) = message.content.array_records.items()
+    return name, {key: to_numpy(array) for key, array in record.items()}
 
 
-def _same(one: ArrayRecord, other: ArrayRecord) -> bool:
-    return list(one) == list(other) and all(one[name].data == other[name].data for name in one)
+def _common_inputs(messages: list[Message], client_app: str) -> str:
+    """The digest of what every device gets. Raises `Unsupported` unless it is one and the same."""
+    kind = messages[0].metadata.message_type
+    found = {inputs_digest(message.content, message_type=kind, client_app=client_app) for message in messages}
+    if len(found) != 1:
+        raise Unsupported(
+            "secure aggregation sends the same arrays and settings to every device: answers to others have no common mean"
+        )
+    return str(found.pop())
 
 
 def _fields(reply: Message) -> Fields:

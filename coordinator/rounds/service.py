@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,16 @@ from coordinator.rounds.round import Event, Job, RoundRow
 from coordinator.rounds.shelf import Shelf, arrays_of
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
 from shared.clock import Clock
-from shared.errors import ConfigError, Conflict, Malformed, NotFound, RoundAborted, ShoalError, Unavailable
+from shared.errors import ConfigError, Conflict, Malformed, NotFound, RoundAborted, ShoalError, StorageFull, Unavailable
 from shared.flower import assume_identity, to_numpy
-from shared.ids import JobId, new_job_id, new_node_id
+from shared.ids import Digest, JobId, new_job_id, new_node_id
 from shared.secagg.keys import Verifier
 
 _log = structlog.get_logger()
 STOPPED = "the job was stopped"
 CLOSING = "the coordinator is stopping"
 STORE_RETRY_S = 5.0
+CLOSE_S = 10.0
 MAX_KEY = 64
 
 
@@ -106,6 +107,14 @@ class JobService:
         self._cancel(running[1], STOPPED)
         return job
 
+    def sweep(self, owned: Iterable[Digest]) -> None:
+        """Delete blobs of jobs that no job needs, before `resume`. A store that fails now is swept at the next start."""
+        try:
+            if swept := self._bench.shelf.sweep(owned):
+                _log.info("blobs deleted that a killed process left behind", blobs=swept)
+        except (Unavailable, StorageFull) as error:
+            _log.warning("blobs of former jobs are not swept", reason=str(error))
+
     def resume(self) -> None:
         """Go on with every job that had not ended; attempts that were open are abandoned first."""
         for job in self._store.jobs():
@@ -113,13 +122,17 @@ class JobService:
                 self._start(job.id)
 
     def close(self) -> None:
-        """Let go of all jobs; they stay as they are and go on at the next start."""
+        """Let go of all jobs; they stay as they are and go on at the next start. Takes `CLOSE_S` at most."""
         with self._lock:
             running = list(self._running.values())
         for _, cancellation in running:
             self._cancel(cancellation, CLOSING)
+        self._workshop.builder.kill()
+        deadline = self._clock.monotonic() + CLOSE_S
         for thread, _ in running:
-            thread.join()
+            thread.join(max(0.0, deadline - self._clock.monotonic()))
+            if thread.is_alive():
+                _log.warning("a job's thread is left behind: it is in the middle of something long", job=thread.name)
 
     def wait(self, id_or_name: str, timeout_s: float | None = None) -> Job:
         """Wait until a job's thread has ended."""

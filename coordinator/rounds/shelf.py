@@ -1,6 +1,7 @@
 """The global state of jobs as blobs: arrays and the strategy's own memory, named by digest in the job's row."""
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, RecordDict
@@ -9,7 +10,13 @@ from coordinator.rounds.ports import JobStore, ModelState
 from coordinator.rounds.round import Event, Job
 from shared.blobs import Blobs
 from shared.errors import Corrupt
-from shared.flower import arrays_from_safetensors, arrays_to_safetensors, decode_records, encode_records
+from shared.flower import (
+    arrays_from_safetensors,
+    arrays_to_safetensors,
+    decode_records,
+    encode_records,
+    remember_digest,
+)
 from shared.ids import Digest
 
 ARRAYS = "arrays"  # the record's name in a message: what is stored is what is sent
@@ -34,7 +41,9 @@ class Shelf:
         self._lock = threading.Lock()
 
     def put(self, arrays: ArrayRecord) -> Digest:
-        return self._blobs.write(encode_records(RecordDict({ARRAYS: arrays})))
+        digest = self._blobs.write(encode_records(RecordDict({ARRAYS: arrays})))
+        remember_digest(ARRAYS, arrays, digest)
+        return digest
 
     def put_kept(self, kept: bytes) -> Digest | None:
         return self._blobs.write(kept) if kept else None
@@ -48,16 +57,27 @@ class Shelf:
         """Raises `NotFound` for a lost blob, `Corrupt` for a damaged one."""
         if job.arrays_digest is None:
             raise Corrupt(f"job {job.id} has no arrays")
-        records = decode_records(self._blobs.read(job.arrays_digest)).array_records
+        records = decode_records(self._blobs.read(job.arrays_digest), job.arrays_digest).array_records
         kept = self._blobs.read(job.strategy_digest) if job.strategy_digest else b""
         return GlobalState(records[ARRAYS], job.arrays_digest, job.model_json, kept)
+
+    def sweep(self, owned: Iterable[Digest]) -> int:
+        """Delete the owned blobs that no job needs: a former process was killed before it could. Returns how many.
+
+        For the start of a process, before any job runs.
+        """
+        left = set(owned) - self._needed()
+        self.drop(*left)
+        return len(left)
+
+    def _needed(self) -> set[Digest | None]:
+        jobs = self._store.jobs()
+        return {job.arrays_digest for job in jobs} | {job.strategy_digest for job in jobs}
 
     def drop(self, *digests: Digest | None) -> None:
         """Delete blobs that no job needs any more."""
         with self._lock:
-            jobs = self._store.jobs()
-            needed = {job.arrays_digest for job in jobs} | {job.strategy_digest for job in jobs}
-            for digest in set(digests) - needed:
+            for digest in set(digests) - self._needed():
                 if digest is not None:
                     self._blobs.delete(digest)
 

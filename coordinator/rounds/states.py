@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from shared import tables
 from shared.errors import Conflict
 
 
@@ -94,10 +95,9 @@ JOB_ENDED = frozenset({JobState.STOPPED, JobState.COMPLETED, JobState.FAILED})
 
 def after(state: JobState, event: JobEvent) -> JobState:
     """The next state. Raises `Conflict`."""
-    try:
-        return JOB_TRANSITIONS[state][event]
-    except KeyError:
-        raise Conflict(f"a job that is {state} cannot be put through '{event}'") from None
+    return tables.advance(
+        JOB_TRANSITIONS, state, event, Conflict, "a job that is {state} cannot be put through '{event}'"
+    )
 
 
 def mermaid() -> str:

@@ -1,5 +1,6 @@
 """What an unmasked update must be before a strategy sees it. Flower's own averaging takes NaN and raises on wrong shapes."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -71,7 +72,7 @@ def _checked_metrics(content: RecordDict) -> MetricRecord:
     if len(records) != 1:
         raise UpdateRejected("an update holds one MetricRecord")
     for key, value in records[0].items():
-        if not np.all(np.isfinite(value)):
+        if not all(math.isfinite(number) for number in (value if isinstance(value, list) else [value])):
             raise UpdateRejected(f"metric {key} is not finite")
     weight = records[0].get(WEIGHT_KEY)
     if not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT or weight != int(weight):

@@ -34,12 +34,14 @@ class Nouns:
 
 
 class AdminServicer(admin_pb2_grpc.AdminServicer):
-    def __init__(self, nouns: Nouns) -> None:
+    def __init__(self, nouns: Nouns, fleet_address: Callable[[], str]) -> None:
+        """`fleet_address` is where mutual TLS is spoken, host:port, for admins from afar."""
         self._registry = nouns.registry
         self._hub = nouns.hub
         self._releases = nouns.releases
         self._rollouts = nouns.rollouts
         self._jobs = nouns.jobs
+        self._fleet_address = fleet_address
 
     # ---- devices
 
@@ -88,6 +90,33 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
     async def ListAudit(self, request: admin_pb2.ListAuditRequest, context: Any) -> admin_pb2.ListAuditResponse:
         entries = await asyncio.to_thread(self._registry.audit, request.limit or 50)
         return admin_pb2.ListAuditResponse(entries=[views.audit(entry) for entry in entries])
+
+    # ---- admins and keys
+
+    async def IssueAdmin(self, request: admin_pb2.IssueAdminRequest, context: Any) -> admin_pb2.IssueAdminResponse:
+        actor, admins = calling_peer().name, self._registry.admins
+        admin, certificate = await asyncio.to_thread(
+            admins.issue, request.name, request.csr_der, request.valid_for_s, actor
+        )
+        return admin_pb2.IssueAdminResponse(
+            certificate_der=certificate,
+            ca_certificate_der=self._registry.authority_certificate,
+            expires_at=admin.expires_at,
+            fleet_address=self._fleet_address(),
+        )
+
+    async def ListAdmins(self, request: admin_pb2.ListAdminsRequest, context: Any) -> admin_pb2.ListAdminsResponse:
+        admins = await asyncio.to_thread(self._registry.admins.admins)
+        return admin_pb2.ListAdminsResponse(admins=[views.admin(one) for one in admins])
+
+    async def RevokeAdmin(self, request: admin_pb2.RevokeAdminRequest, context: Any) -> admin_pb2.AdminIdentity:
+        return views.admin(await asyncio.to_thread(self._registry.admins.revoke, request.name, calling_peer().name))
+
+    async def RotateKeys(self, request: admin_pb2.RotateKeysRequest, context: Any) -> admin_pb2.RotateKeysResponse:
+        version = await self._audited(
+            "keys.rotate", lambda: self._releases.rotate(request.role), lambda _: request.role
+        )
+        return admin_pb2.RotateKeysResponse(root_version=version)
 
     # ---- models
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from coordinator.fleet.cohorts import profile_name
-from coordinator.fleet.device import AuditEntry, Device
+from coordinator.fleet.device import Admin, AuditEntry, Device
 from coordinator.releases.release import Release, Rollout, RolloutDevice, RolloutRecord
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.round import DeviceRow, Event, Job, RoundRow
@@ -152,3 +152,9 @@ def _rollout_device(row: RolloutDevice, names: Names) -> admin_pb2.RolloutDevice
 
 def _json(values: Mapping[str, object]) -> str:
     return json.dumps(dict(values), sort_keys=True)
+
+
+def admin(item: Admin) -> admin_pb2.AdminIdentity:
+    return admin_pb2.AdminIdentity(
+        name=item.name, issued_at=item.issued_at, expires_at=item.expires_at, revoked_at=item.revoked_at
+    )

@@ -101,13 +101,18 @@ class Gate(grpc.aio.ServerInterceptor):
     def _streaming(
         self, method: str, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]
     ) -> Callable[[Any, Any], Awaitable[None]]:
-        """Writes what a generator yields. It is closed here, also when the peer hangs up in the middle of a write."""
+        """Writes what a generator yields. It is closed here, also when the peer hangs up in the middle of a write.
+
+        An admin who is revoked while watching sees nothing more.
+        """
 
         async def call(request: Any, context: Any) -> None:
             try:
-                _peer.set(await self._admit(method, context))
+                _peer.set(peer := await self._admit(method, context))
                 async with aclosing(behaviour(request, context)) as items:
                     async for item in items:
+                        if peer.caller is Caller.ADMIN:
+                            await self._admit(method, context)
                         await context.write(item)
             except asyncio.CancelledError:
                 if context.cancelled():  # by the peer
@@ -135,6 +140,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 device = await asyncio.to_thread(self._registry.admit, subject)
             return Peer(Caller.DEVICE, device.id, subject, device)
         if subject.role == "admin":
+            await asyncio.to_thread(self._registry.admins.admit, subject)
             return Peer(Caller.ADMIN, f"admin {subject.id}", subject)
         raise Unauthenticated(f"a {subject.role} certificate cannot call the coordinator")
 

@@ -15,6 +15,7 @@ class Caller(StrEnum):
 
 
 _ADMIN = frozenset({Caller.ADMIN, Caller.LOCAL})
+_LOCAL = frozenset({Caller.LOCAL})
 _DEVICE = frozenset({Caller.DEVICE})
 _ANYONE = frozenset({Caller.ANYONE, Caller.DEVICE})
 
@@ -36,7 +37,7 @@ ALLOWED: Mapping[str, frozenset[Caller]] = {
     "/fleet.v1.Admin/RevokeDevice": _ADMIN,
     "/fleet.v1.Admin/ListModels": _ADMIN,
     "/fleet.v1.Admin/GetModel": _ADMIN,
-    "/fleet.v1.Admin/PublishModel": frozenset({Caller.LOCAL}),  # reads a folder of the coordinator's machine
+    "/fleet.v1.Admin/PublishModel": _LOCAL,  # reads a folder of the coordinator's machine
     "/fleet.v1.Admin/SubmitJob": _ADMIN,
     "/fleet.v1.Admin/ListJobs": _ADMIN,
     "/fleet.v1.Admin/GetJob": _ADMIN,
@@ -52,4 +53,8 @@ ALLOWED: Mapping[str, frozenset[Caller]] = {
     "/fleet.v1.Admin/ResumeRollout": _ADMIN,
     "/fleet.v1.Admin/UndoRollout": _ADMIN,
     "/fleet.v1.Admin/ListAudit": _ADMIN,
+    "/fleet.v1.Admin/ListAdmins": _ADMIN,
+    "/fleet.v1.Admin/IssueAdmin": _LOCAL,  # an admin from afar makes no other admins
+    "/fleet.v1.Admin/RevokeAdmin": _LOCAL,
+    "/fleet.v1.Admin/RotateKeys": _LOCAL,  # whoever may do this decides what devices believe
 }

@@ -12,6 +12,7 @@ from coordinator.fleet.registry import Registry
 from coordinator.rpc.interceptors import Gate
 from coordinator.rpc.roles import Caller
 from shared.errors import LocalError
+from shared.files import check_socket_path
 
 # Agents ping every 20 s; servers that forbid that drop them with "too many pings".
 _OPTIONS = (
@@ -25,7 +26,6 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 100),  # of one connection
 )
-_MAX_SOCKET_PATH = 107  # bytes, Linux sun_path
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,8 @@ def fleet_server(
 
 
 def admin_server(registry: Registry, socket: Path, register: Register) -> grpc.aio.Server:
-    """The Unix socket, for whoever may open the file (mode 0600 in a folder of mode 0700)."""
-    path = str(socket.resolve())
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise LocalError(
-            f"the home folder's path is too long for a Unix socket: {path} has over {_MAX_SOCKET_PATH} bytes"
-        )
+    """The Unix socket, for whoever may open the file (mode 0600 in a folder of mode 0700). Raises `ConfigError`."""
+    path = check_socket_path(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
     server = grpc.aio.server(interceptors=(Gate(registry, Caller.LOCAL),), options=_OPTIONS)

@@ -23,7 +23,18 @@ from coordinator.rpc.interceptors import calling_device, calling_peer
 from protos.fleet.v1 import session_pb2, session_pb2_grpc
 from shared.errors import Forbidden, Malformed, ShoalError, Unavailable
 from shared.ids import CommandId, DeviceId, new_command_id
-from shared.session import AgentEvent, Command, Event, Heartbeat, Hello, Order, RunTask, TaskResult, Welcome
+from shared.session import (
+    NODE_UNAVAILABLE,
+    AgentEvent,
+    Command,
+    Event,
+    Heartbeat,
+    Hello,
+    Order,
+    RunTask,
+    TaskResult,
+    Welcome,
+)
 from shared.wire import command_to_proto, event_from_proto
 
 _log = structlog.get_logger()
@@ -31,7 +42,6 @@ MISSED_HEARTBEATS = 2.5
 MAX_QUEUED_COMMANDS = 1024
 MAX_UNHEARD_EVENTS = 256
 LAST_WRITE_S = 5.0
-_UNAVAILABLE = 5  # Flower's ErrorCode.NODE_UNAVAILABLE
 _CLOSE = None
 
 
@@ -176,7 +186,7 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         """What a quarantined device has worked out does not count."""
         if isinstance(event, TaskResult) and stream.device in self._barred:
             reason = "the device is in quarantine"
-            return replace(event, parts=(), error_code=_UNAVAILABLE, error_reason=reason)
+            return replace(event, parts=(), error_code=NODE_UNAVAILABLE, error_reason=reason)
         return event
 
     def _tell(self, device: DeviceId, event_id: str, event: Event) -> None:

@@ -8,11 +8,19 @@ from sqlalchemy import Connection, Engine, Exists, Row, Select, and_, delete, fu
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.fleet.device import AuditEntry, Device, TokenRecord
-from coordinator.fleet.ports import Decide
+from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
+from coordinator.fleet.ports import Decide, DecideAdmin
 from coordinator.fleet.states import DeviceState
 from coordinator.store.engine import reading, transaction
-from coordinator.store.tables import audit_log, device_models, devices, join_tokens, metric_batches, metric_spools
+from coordinator.store.tables import (
+    admins,
+    audit_log,
+    device_models,
+    devices,
+    join_tokens,
+    metric_batches,
+    metric_spools,
+)
 from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId, Digest, NodeId
 from shared.session import MetricBatch, Sample, Serving
@@ -133,6 +141,30 @@ class SqlFleetStore:
     def forget_audit(self, before: float) -> int:
         with transaction(self._engine) as connection:
             return connection.execute(delete(audit_log).where(audit_log.c.at < before)).rowcount
+
+    def change_admin(self, name: str, decide: DecideAdmin) -> Admin:
+        place = admins.c.name == name
+        try:
+            with transaction(self._engine) as connection:
+                row = connection.execute(select(admins).where(place).with_for_update()).one_or_none()
+                found = None if row is None else _admin(row)
+                changed, entry = decide(found)
+                values = {**asdict(changed), "revoked_at": changed.revoked_at or None}
+                connection.execute(insert(admins) if found is None else update(admins).where(place), values)
+                if entry is not None:
+                    _audit(connection, entry)
+        except IntegrityError as error:
+            raise Conflict("that admin's key is in use already; make a fresh one") from error
+        return changed
+
+    def admin(self, name: str) -> Admin | None:
+        with reading(self._engine) as connection:
+            row = connection.execute(select(admins).where(admins.c.name == name)).one_or_none()
+        return None if row is None else _admin(row)
+
+    def admins(self) -> list[Admin]:
+        with reading(self._engine) as connection:
+            return [_admin(row) for row in connection.execute(select(admins).order_by(admins.c.name))]
 
 
 class SqlMetricStore:
@@ -275,6 +307,10 @@ def _token(row: Row[Any]) -> TokenRecord:
         spent_by=row.spent_by_key_sha256 or "",
         spent_at=row.spent_at or 0.0,
     )
+
+
+def _admin(row: Row[Any]) -> Admin:
+    return Admin(row.name, row.public_key_sha256, row.issued_at, row.expires_at, row.revoked_at or 0.0)
 
 
 def _batch_values(device: DeviceId, batch: MetricBatch, received_at: float) -> dict[str, Any]:

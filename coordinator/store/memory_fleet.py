@@ -4,8 +4,8 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from coordinator.fleet.device import AuditEntry, Device, TokenRecord
-from coordinator.fleet.ports import Decide
+from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
+from coordinator.fleet.ports import Decide, DecideAdmin
 from coordinator.fleet.states import DeviceState
 from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId
@@ -19,6 +19,7 @@ class MemoryFleetStore:
         self._lock = threading.RLock()
         self._tokens: dict[str, TokenRecord] = {}
         self._devices: dict[DeviceId, Device] = {}
+        self._admins: dict[str, Admin] = {}
         self._audit: list[AuditEntry] = []
         self._appended = 0
 
@@ -109,6 +110,25 @@ class MemoryFleetStore:
             kept = [entry for entry in self._audit if entry.at >= before]
             forgotten, self._audit = len(self._audit) - len(kept), kept
             return forgotten
+
+    def change_admin(self, name: str, decide: DecideAdmin) -> Admin:
+        with self._lock:
+            changed, entry = decide(self._admins.get(name))
+            others = [admin for admin in self._admins.values() if admin.name != name]
+            if any(admin.public_key_sha256 == changed.public_key_sha256 for admin in others):
+                raise Conflict("that admin's key is in use already; make a fresh one")
+            self._admins[name] = changed
+            if entry is not None:
+                self.append_audit(entry)
+            return changed
+
+    def admin(self, name: str) -> Admin | None:
+        with self._lock:
+            return self._admins.get(name)
+
+    def admins(self) -> list[Admin]:
+        with self._lock:
+            return [self._admins[name] for name in sorted(self._admins)]
 
 
 @dataclass

@@ -76,6 +76,16 @@ join_tokens = Table(
     Column("spent_at", Float, nullable=True),
 )
 
+admins = Table(
+    "admins",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("public_key_sha256", String(64), nullable=False, unique=True),
+    Column("issued_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float, nullable=True),
+)
+
 metric_spools = Table(  # how far each is acknowledged: known still when the batches themselves are too old to keep
     "metric_spools",
     metadata,

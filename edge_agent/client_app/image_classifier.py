@@ -108,11 +108,6 @@ class _Cache:
 _cache = _Cache()
 
 
-def warm_up(model_json: str) -> None:
-    """Prepare for a model before the first round asks for it."""
-    _cache.bench(model_json).learner(qat=True)
-
-
 def build(mods: Sequence[Mod]) -> ClientApp:
     app = ClientApp(mods=list(mods))
 

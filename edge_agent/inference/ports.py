@@ -62,7 +62,8 @@ class ShadowReport:
     """A candidate beside the live version on the same requests.
 
     `requests`: compared, fewer than asked for if the time ran out. `agreement`: share of `rows` with the same largest
-    output, 0 when nothing was compared. The latencies are of the runs that held the compared requests.
+    output, 0 when nothing was compared. The latencies are of the runs that held the compared requests. `errors`: not
+    answered, or with another shape, or with values that are no numbers where the live version's are.
     """
 
     live_version: int

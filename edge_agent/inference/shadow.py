@@ -2,6 +2,9 @@
 
 Live answers are never delayed: a copy is taken after its answer went out, the candidate runs in its own background
 thread, and requests that arrive while it is busy are simply not sampled.
+
+A candidate that fails, or answers what no caller could use, has erred, and one error is enough to refuse it. How often it agrees
+is told and decides nothing: where the live version is wrong a better one differs. Accuracy on held-out examples decides.
 """
 
 import asyncio
@@ -21,25 +24,32 @@ class Comparison:
     rows: int
     agreeing: int
     max_abs_diff: float
+    broken: bool = False
 
 
 def compare(live: Reply, candidate: Reply) -> Comparison:
-    """Row by row over the first output for the largest value, over all outputs for the difference. An answer that is
-    not finite agrees with nothing; a shape that differs is an infinite difference."""
+    """Row by row over the first output for the largest value, over all outputs for the difference.
+
+    An answer of another shape than the live one, or with values that are not numbers where the live one has some, is broken.
+    """
     first, other = live.outputs[0], candidate.outputs[0]
     rows = first.shape[0] if first.shape else 1
-    difference = max(_difference(a, b) for a, b in zip(live.outputs, candidate.outputs, strict=True))
-    if first.shape != other.shape:
-        return Comparison(rows, 0, difference)
+    pairs = tuple(zip(live.outputs, candidate.outputs, strict=True))
+    if any(one.shape != two.shape for one, two in pairs):
+        return Comparison(rows, 0, float("inf"), broken=True)
+    difference = max(_difference(one, two) for one, two in pairs)
     top = [output.array().reshape(rows, -1) for output in (first, other)]
     same = top[0].argmax(axis=1) == top[1].argmax(axis=1)
     finite = np.isfinite(top[1].astype(np.float64)).all(axis=1)
-    return Comparison(rows, int((same & finite).sum()), difference)
+    return Comparison(rows, int((same & finite).sum()), difference, broken=any(_spoiled(*pair) for pair in pairs))
+
+
+def _spoiled(live: Output, candidate: Output) -> bool:
+    was, found = (np.isfinite(output.array().astype(np.float64)) for output in (live, candidate))
+    return bool((was & ~found).any())
 
 
 def _difference(live: Output, candidate: Output) -> float:
-    if live.shape != candidate.shape:
-        return float("inf")
     gap = np.abs(live.array().astype(np.float64) - candidate.array().astype(np.float64))
     return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
 
@@ -76,11 +86,17 @@ class Shadow:
         if answered.cancelled() or answered.exception() is not None:
             self._errors += 1
         else:
-            candidate = answered.result()
-            self._results.append(compare(live, candidate))
-            self._times.append((live.run_ms, candidate.run_ms))
+            self._take(live, answered.result())
         if len(self._results) + self._errors >= self.wanted:
             self.done.set()
+
+    def _take(self, live: Reply, candidate: Reply) -> None:
+        comparison = compare(live, candidate)
+        if comparison.broken:  # no caller could have used it
+            self._errors += 1
+            return
+        self._results.append(comparison)
+        self._times.append((live.run_ms, candidate.run_ms))
 
     def report(self) -> ShadowReport:
         rows = sum(result.rows for result in self._results)

@@ -1,7 +1,5 @@
 """The supervisor's side of edge.v1.Slots: the `Slots` port over a Unix socket. No protobuf message leaves this module."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc.aio
@@ -17,20 +15,12 @@ from edge_agent.inference.slots_wire import (
 )
 from protos.edge.v1 import slots_pb2 as pb
 from protos.edge.v1.slots_pb2_grpc import SlotsStub
-from shared.rpc_errors import error_from_rpc
+from shared.rpc_errors import typed_errors
 
 _QUICK_S = 10.0
 _LAST_WORD_S = 1.0  # it answers before it drains; one that does not is stuck
 _LOAD_S = 120.0  # reading, compiling and warming a large model
 _MARGIN_S = 5.0
-
-
-@contextlib.contextmanager
-def _typed() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from error
 
 
 class RemoteSlots:
@@ -42,39 +32,39 @@ class RemoteSlots:
         self._stub = SlotsStub(self._channel)
 
     async def load(self, spec: ModelSpec) -> Loaded:
-        with _typed():
+        with typed_errors():
             return loaded_from_proto(await self._stub.Load(spec_to_proto(spec), timeout=_LOAD_S))
 
     async def swap(self, model: str, version: int) -> SlotStatus:
-        with _typed():
+        with typed_errors():
             return slot_from_proto(
                 await self._stub.Swap(pb.SwapRequest(model=model, version=version), timeout=_QUICK_S)
             )
 
     async def revert(self, model: str) -> SlotStatus:
-        with _typed():
+        with typed_errors():
             return slot_from_proto(await self._stub.Revert(pb.RevertRequest(model=model), timeout=_QUICK_S))
 
     async def release(self, model: str, version: int) -> None:
-        with _typed():
+        with typed_errors():
             await self._stub.Release(pb.ReleaseRequest(model=model, version=version), timeout=_QUICK_S)
 
     async def remove(self, model: str) -> None:
-        with _typed():
+        with typed_errors():
             await self._stub.Remove(pb.RemoveRequest(model=model), timeout=_QUICK_S)
 
     async def shadow(self, model: str, version: int, *, requests: int, timeout_s: float) -> ShadowReport:
         request = pb.ShadowRequest(model=model, version=version, requests=requests, timeout_s=timeout_s)
-        with _typed():
+        with typed_errors():
             return shadow_from_proto(await self._stub.Shadow(request, timeout=timeout_s + _MARGIN_S), version)
 
     async def status(self) -> ServiceStatus:
-        with _typed():
+        with typed_errors():
             return status_from_proto(await self._stub.Status(pb.StatusRequest(), timeout=_QUICK_S))
 
     async def shut_down(self, timeout_s: float) -> None:
         """Asks the service to answer what is queued, for up to `timeout_s`, and end."""
-        with _typed():
+        with typed_errors():
             await self._stub.Shutdown(pb.ShutdownRequest(timeout_s=timeout_s), timeout=_LAST_WORD_S)
 
     async def close(self) -> None:

@@ -1,14 +1,9 @@
-"""Channels to the coordinator, and the typed errors behind their failures."""
-
-import asyncio
-import contextlib
-from collections.abc import Iterator
+"""Channels to the coordinator."""
 
 import grpc
 import grpc.aio
 
-from shared.errors import Corrupt, Malformed, Unavailable
-from shared.rpc_errors import error_from_rpc
+from shared.errors import Corrupt, Malformed
 from shared.signing.certificates import to_pem
 from shared.signing.identity import DeviceIdentity
 
@@ -23,28 +18,6 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, with the present certificate
     ("grpc.enable_http_proxy", 0),
 )
-RpcError = grpc.RpcError
-typed = error_from_rpc
-
-__all__ = ["RpcError", "fleet_channel", "server_channel", "typed", "typed_errors"]
-
-
-@contextlib.contextmanager
-def typed_errors() -> Iterator[None]:
-    """Raises the typed error behind a failed call.
-
-    A channel that is closed under a call cancels the task that waits for it; that too is `Unavailable`, unless the task itself
-    was asked to stop.
-    """
-    try:
-        yield
-    except RpcError as error:
-        raise typed(error) from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise Unavailable("the connection ended; try again") from None
 
 
 def fleet_channel(address: str, identity: DeviceIdentity, ca_der: bytes) -> grpc.aio.Channel:

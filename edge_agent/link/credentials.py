@@ -18,7 +18,7 @@ from shared.errors import ConfigError, Corrupt, NotFound
 from shared.files import fsync_folder, write_atomic
 from shared.ids import DeviceId
 from shared.settings import from_mapping
-from shared.signing.certificates import generate_key, make_csr, verify_certificate
+from shared.signing.certificates import generate_key, issued_at, make_csr, verify_certificate
 from shared.signing.identity import CERTIFICATE_FILE, DeviceIdentity
 
 RENEW_AT = 2 / 3  # of a certificate's life
@@ -67,7 +67,7 @@ class Credentials:
     def renew_at(self) -> float:
         """When to renew, in seconds since the epoch."""
         certificate = self.identity.certificate
-        subject = verify_certificate(self.ca_der, certificate, _start_of(certificate))
+        subject = verify_certificate(self.ca_der, certificate, issued_at(certificate))
         return subject.issued_at + RENEW_AT * (subject.expires_at - subject.issued_at)
 
     def renewal(self) -> "Renewal":
@@ -125,9 +125,3 @@ def store_membership(folder: Path, membership: Membership, ca_der: bytes, root_j
 
 def is_enrolled(folder: Path) -> bool:
     return (folder / _ENROLMENT).exists() and (folder / _CURRENT / CERTIFICATE_FILE).exists()
-
-
-def _start_of(certificate_der: bytes) -> float:
-    from cryptography import x509
-
-    return x509.load_der_x509_certificate(certificate_der).not_valid_before_utc.timestamp()

@@ -4,10 +4,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_agent.link.channel import RpcError, server_channel, typed
+import grpc
+
+from edge_agent.link.channel import server_channel
 from protos.fleet.v1 import enrolment_pb2, enrolment_pb2_grpc
 from shared.errors import Unauthenticated, Unavailable
 from shared.ids import digest_of
+from shared.rpc_errors import error_from_rpc
 from shared.signing.tokens import JoinToken
 
 _TIMEOUT_S = 30.0
@@ -56,8 +59,8 @@ def fetch_authority(address: str, token: JoinToken) -> bytes:
         stub = enrolment_pb2_grpc.EnrolmentStub(channel)
         try:
             answer = stub.GetAuthority(enrolment_pb2.GetAuthorityRequest(), timeout=_TIMEOUT_S, wait_for_ready=False)
-        except RpcError as error:
-            raise typed(error) from error
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
     if digest_of(answer.ca_certificate_der) != token.fingerprint:
         raise Unauthenticated(
             f"the coordinator at {address} is not the one that issued this token; check the address, or ask for a new token"
@@ -78,8 +81,8 @@ def apply(address: str, ca_der: bytes, application: Application) -> Issued | Pen
         stub = enrolment_pb2_grpc.EnrolmentStub(channel)
         try:
             answer = stub.Enrol(request, timeout=_TIMEOUT_S)
-        except RpcError as error:
-            raise typed(error) from error
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
     if answer.state == enrolment_pb2.EnrolResponse.PENDING_APPROVAL:
         return Pending(answer.device_id)
     return Issued(answer.device_id, answer.certificate_der, answer.fleet_address, answer.tuf_root_json)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import structlog
 
 from edge_agent.link.backoff import Backoff
-from edge_agent.link.channel import RpcError, fleet_channel, typed_errors
+from edge_agent.link.channel import fleet_channel
 from edge_agent.link.credentials import Credentials
 from edge_agent.link.transfer import Cache, Transfers
 from edge_agent.state import SESSION, SessionEvent, SessionState, advance
@@ -23,6 +24,7 @@ from protos.fleet.v1 import enrolment_pb2, enrolment_pb2_grpc, metrics_pb2_grpc,
 from shared.clock import Clock
 from shared.errors import Forbidden, Malformed, ShoalError, Unauthenticated, Unavailable
 from shared.ids import Digest, TaskId
+from shared.rpc_errors import typed_errors
 from shared.session import AgentEvent, Command, MetricBatch, Renew, Welcome
 from shared.wire import batch_to_proto, command_from_proto, event_to_proto
 
@@ -73,7 +75,7 @@ class Link:
     # ---- the port
 
     def send(self, event: AgentEvent) -> None:
-        if self._outgoing is None or not self.attached.is_set():
+        if self._outgoing is None:
             return
         try:
             self._outgoing.put_nowait(event)
@@ -136,7 +138,9 @@ class Link:
     async def _session(self, backoff: Backoff) -> ShoalError | None:
         try:
             self._channel = fleet_channel(self._settings.address, self._credentials.identity, self._credentials.ca_der)
-            self._outgoing = asyncio.Queue(_MAX_QUEUED)
+            self._outgoing = asyncio.Queue(
+                _MAX_QUEUED
+            )  # first: what happens from here on is in the opening, or follows it
             opening = await self._opening()
             call = session_pb2_grpc.SessionStub(self._channel).Attach()
             writer = asyncio.create_task(_write(call, opening, self._outgoing), name="session writer")
@@ -221,7 +225,7 @@ class Link:
             try:
                 await self._renewed()
                 backoff.reset()
-            except ShoalError as error:
+            except (ShoalError, OSError) as error:
                 _log.warning("certificate not renewed", reason=str(error))
                 await asyncio.sleep(backoff.next())
                 self._renew.set()
@@ -253,7 +257,7 @@ class Link:
 
 async def _write(call: Any, opening: Sequence[AgentEvent], queue: "asyncio.Queue[AgentEvent]") -> None:
     """Until the stream ends, which its reader notices too."""
-    with contextlib.suppress(RpcError, asyncio.InvalidStateError):
+    with contextlib.suppress(grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
         for event in opening:
             await call.write(event_to_proto(event))
         while True:

@@ -6,37 +6,59 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import structlog
+
 from edge_agent.link.backoff import Backoff
-from edge_agent.link.channel import typed_errors
 from protos.fleet.v1 import blobs_pb2, blobs_pb2_grpc
-from shared.blobs import FolderBlobs
+from shared.blobs import FolderBlobs, hash_file
 from shared.errors import DigestMismatch, Malformed, Unavailable
 from shared.ids import Digest, TaskId, parse_digest
+from shared.rpc_errors import typed_errors
 from shared.transfer import open_piece, pieces
 
+_log = structlog.get_logger()
 TRIES = 6
 _STALL_S = 60.0  # for one message of a transfer
+_ABANDONED_S = 86_400.0  # since the last byte of a download
 T = TypeVar("T")
 
 
 class Cache:
-    """Blobs on disk, the least recently used forgotten first."""
+    """Blobs on disk, the least recently used forgotten first.
+
+    They are not synced, so after a crash a file may be cut short or empty: what a former process left is hashed before it is used.
+    """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.blobs = FolderBlobs(folder, durable=False)
         self._max_bytes = max_bytes
+        self._checked: set[Digest] = set()
 
     def use(self, digest: Digest) -> Path | None:
-        """Where the blob is, if it is here."""
+        """Where the blob is, if it is here and whole. Blocking."""
         path = self.blobs.path(digest)
         try:
+            if digest not in self._checked and hash_file(path) != digest:
+                _log.warning("a damaged blob is fetched again", digest=digest)
+                self.blobs.delete(digest)
+                return None
             os.utime(path)
         except FileNotFoundError:
+            self._checked.discard(digest)
             return None
+        self._checked.add(digest)
         return path
 
-    def prune(self) -> None:
-        """Forget the oldest until the rest fits. A file that is linked elsewhere, or open, lives on there."""
+    def finish(self, digest: Digest) -> Path:
+        """End an arrival. Raises `DigestMismatch`. Blocking."""
+        self.blobs.finish(digest)
+        self._checked.add(digest)
+        return self.blobs.path(digest)
+
+    def prune(self, now: float) -> None:
+        """Forget downloads that nobody went on with, and the oldest blobs until the rest fits. A file that is linked elsewhere, or
+        open, lives on there. `now`: seconds since the epoch."""
+        self.blobs.forget_arrivals(before=now - _ABANDONED_S)
         held = []
         for digest in self.blobs.digests():
             status = self.blobs.path(digest).stat()
@@ -45,6 +67,7 @@ class Cache:
         for _, size, digest in sorted(held):
             if total <= self._max_bytes:
                 break
+            self._checked.discard(digest)
             self.blobs.delete(digest)
             total -= size
 
@@ -63,11 +86,9 @@ class Transfers:
     async def fetch(self, digest: Digest) -> Path:
         """Raises `NotFound`, `DigestMismatch` (twice in a row), `StorageFull`, `Unavailable` after several tries."""
         parse_digest(digest)
-        if (path := self.cache.use(digest)) is not None:
-            return path
         task = self._downloads.get(digest)
         if task is None:
-            task = asyncio.create_task(self._persist(lambda: self._download(digest)), name=f"fetch {digest[:12]}")
+            task = asyncio.create_task(self._obtained(digest), name=f"fetch {digest[:12]}")
             self._downloads[digest] = task
             task.add_done_callback(lambda _: self._downloads.pop(digest, None))
         return await asyncio.shield(task)  # one caller that gives up does not stop the others
@@ -78,13 +99,19 @@ class Transfers:
 
         async def attempt() -> None:
             nonlocal offset
+            begun_at, offset = offset, -1  # after a failure: ask where it stands
             try:
-                await self._upload(path, digest, task_id, offset)
-            except Unavailable:
-                offset = -1  # ask where it stands before the next try
-                raise
+                await self._upload(path, digest, task_id, begun_at)
+            except Malformed:
+                if begun_at < 0:
+                    raise
+                await self._upload(path, digest, task_id, -1)  # an upload that was cut off earlier stands elsewhere
 
         await self._persist(attempt)
+
+    async def _obtained(self, digest: Digest) -> Path:
+        path = await asyncio.to_thread(self.cache.use, digest)
+        return path if path is not None else await self._persist(lambda: self._download(digest))
 
     async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         backoff, mismatched = self._backoff(), False
@@ -114,8 +141,7 @@ class Transfers:
                     offset += len(data)
         finally:
             call.cancel()
-        await asyncio.to_thread(blobs.finish, digest)
-        return blobs.path(digest)
+        return await asyncio.to_thread(self.cache.finish, digest)
 
     async def _upload(self, path: Path, digest: Digest, task_id: TaskId, offset: int) -> None:
         stub = blobs_pb2_grpc.BlobsStub(self._channel())

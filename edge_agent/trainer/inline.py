@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
-from edge_agent.trainer.ports import DEVICE_GONE, LocalTask, SpecialiseRequest, TaskOutcome
+from edge_agent.trainer.ports import LocalTask, SpecialiseRequest, TaskOutcome
 from edge_agent.trainer.variant import Variant
 from edge_agent.trainer.worker import Worker, WorkerSettings
 from shared.errors import DeadlineExceeded
-from shared.ids import TaskId
+from shared.session import NODE_UNAVAILABLE
 
 T = TypeVar("T")
 
@@ -30,31 +30,20 @@ class InlineTrainer:
     def __init__(self, settings: WorkerSettings, worker: Worker | None = None) -> None:
         self._worker = worker or Worker(settings)
         self._turn = asyncio.Lock()
-        self._running: tuple[TaskId, asyncio.Event] | None = None
 
     async def run(self, task: LocalTask) -> TaskOutcome:
         async with self._turn:
-            stop = asyncio.Event()
-            self._running = (task.task_id, stop)
-            work = asyncio.ensure_future(self._in_thread(lambda: self._worker.run(task)))
-            stopped = asyncio.create_task(stop.wait())
-            timeout_s = task.timeout_s if task.timeout_s < float("inf") else None
             try:
-                await asyncio.wait({work, stopped}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                self._running = None
-                stopped.cancel()
-                if not work.done():
-                    work.cancel()  # taken back if it has not begun, else its result is dropped
-            if work.done() and not work.cancelled():
-                return work.result()
-            reason = "cancelled" if stop.is_set() else f"not done after {task.timeout_s:g} s; given up"
-            return TaskOutcome(error_code=DEVICE_GONE, error_reason=reason)
+                async with _limit(task.timeout_s):
+                    return await self._in_thread(lambda: self._worker.run(task))
+            except TimeoutError:
+                reason = f"not done after {task.timeout_s:g} s; given up"
+                return TaskOutcome(error_code=NODE_UNAVAILABLE, error_reason=reason)
 
     async def specialise(self, request: SpecialiseRequest) -> Variant:
         async with self._turn:
             try:
-                async with asyncio.timeout(request.timeout_s if request.timeout_s < float("inf") else None):
+                async with _limit(request.timeout_s):
                     return await self._in_thread(lambda: self._worker.specialise(request))
             except TimeoutError:
                 raise DeadlineExceeded(f"the trainer did not finish within {request.timeout_s:g} s") from None
@@ -63,10 +52,6 @@ class InlineTrainer:
         async with self._turn:
             await self._in_thread(lambda: self._worker.warm(client_app))
 
-    async def cancel(self, task_id: TaskId) -> None:
-        if self._running is not None and self._running[0] == task_id:
-            self._running[1].set()
-
     async def release(self) -> None:
         async with self._turn:
             await self._in_thread(self._worker.forget)
@@ -74,5 +59,9 @@ class InlineTrainer:
     @staticmethod
     async def _in_thread(call: Callable[[], T]) -> T:
         loop: Any = asyncio.get_running_loop()
-        result: T = await loop.run_in_executor(_the_thread(), call)
+        result: T = await loop.run_in_executor(_the_thread(), call)  # cancelled before its turn, it never begins
         return result
+
+
+def _limit(timeout_s: float) -> asyncio.Timeout:
+    return asyncio.timeout(timeout_s if timeout_s < float("inf") else None)

@@ -13,17 +13,17 @@ from edge_agent.trainer.variant import Variant
 from shared.ids import Digest, TaskId
 from shared.session import Gate
 
-# Flower's error codes (flwr.common.constant.ErrorCode); a test compares them. flwr itself is loaded in the trainer only.
+# Flower's error codes (flwr.common.constant.ErrorCode), as is `shared.session.NODE_UNAVAILABLE`; a test compares them. flwr itself
+# is loaded in the trainer only.
 APP_NOT_LOADED = 1
 APP_RAISED = 2
-DEVICE_GONE = 5
 REFUSED = 6
 APP_CRASHED = 8
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One encoded RecordDict: `inline`, or a file at `path`. `digest` is set for files that a trainer wrote."""
+    """One encoded RecordDict: `inline`, or a file at `path`. `digest` is set for files whose bytes this device hashed itself."""
 
     inline: bytes = b""
     path: Path | None = None
@@ -82,7 +82,8 @@ class TrainerPort(Protocol):
     """One thing at a time; what is asked meanwhile waits."""
 
     async def run(self, task: LocalTask) -> TaskOutcome:
-        """Whatever goes wrong comes back as an error code; a trainer that died or was killed costs this task only."""
+        """Whatever goes wrong comes back as an error code; a trainer that died or was killed costs this task only. Cancel the call
+        to stop the task, or to take it back before its turn."""
         ...
 
     async def specialise(self, request: SpecialiseRequest) -> Variant:
@@ -91,10 +92,6 @@ class TrainerPort(Protocol):
 
     async def warm(self, client_app: str = "") -> None:
         """Be ready for tasks. Raises `ChildFailed`."""
-        ...
-
-    async def cancel(self, task_id: TaskId) -> None:
-        """Stop this task if it runs; its outcome is then an error."""
         ...
 
     async def release(self) -> None:

@@ -15,12 +15,13 @@ import grpc.aio
 import structlog
 
 from edge_agent.trainer import wire
-from edge_agent.trainer.ports import APP_CRASHED, DEVICE_GONE, LocalTask, SpecialiseRequest, TaskOutcome
+from edge_agent.trainer.ports import APP_CRASHED, LocalTask, SpecialiseRequest, TaskOutcome
 from edge_agent.trainer.variant import Variant, read_variant
 from edge_agent.trainer.worker import WorkerSettings, settings_to_json
 from protos.edge.v1 import trainer_pb2, trainer_pb2_grpc
 from shared.errors import ChildFailed, DeadlineExceeded, ShoalError, Unavailable
 from shared.rpc_errors import error_from_rpc
+from shared.session import NODE_UNAVAILABLE
 
 _log = structlog.get_logger()
 _START_S = 60.0
@@ -50,8 +51,6 @@ class ProcessTrainer:
         self._limits = limits
         self._turn = asyncio.Lock()
         self._child: _Child | None = None
-        self._running: LocalTask | None = None
-        self._cancelled = False
         self.starts = 0
 
     @property
@@ -60,19 +59,16 @@ class ProcessTrainer:
 
     async def run(self, task: LocalTask) -> TaskOutcome:
         async with self._turn:
-            self._running, self._cancelled = task, False
             try:
                 request = wire.task_to_proto(task)
                 response = await self._ask(lambda stub: stub.Run(request), task.timeout_s)
                 return wire.outcome_from_proto(response)
             except DeadlineExceeded:
-                return TaskOutcome(error_code=DEVICE_GONE, error_reason=f"not done after {task.timeout_s:g} s; stopped")
+                return TaskOutcome(
+                    error_code=NODE_UNAVAILABLE, error_reason=f"not done after {task.timeout_s:g} s; stopped"
+                )
             except ShoalError as error:
-                if self._cancelled:
-                    return TaskOutcome(error_code=DEVICE_GONE, error_reason="cancelled")
                 return TaskOutcome(error_code=APP_CRASHED, error_reason=str(error)[:500])
-            finally:
-                self._running = None
 
     async def specialise(self, request: SpecialiseRequest) -> Variant:
         async with self._turn:
@@ -83,14 +79,6 @@ class ProcessTrainer:
     async def warm(self, client_app: str = "") -> None:
         async with self._turn:
             await self._ask(lambda stub: stub.Warm(trainer_pb2.WarmRequest(client_app=client_app)), _START_S)
-
-    async def cancel(self, task_id: Any) -> None:
-        """A client app cannot be interrupted, so the process goes; the next task starts another."""
-        if self._running is not None and self._running.task_id == task_id:
-            self._cancelled = True
-            if self._child is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._child.process.kill()
 
     async def release(self) -> None:
         async with self._turn:
@@ -121,7 +109,9 @@ class ProcessTrainer:
                 await self._end()
             raise known from error
         except BaseException:
-            await self._end()  # whoever asked has gone: what is left of the task must not run on
+            await (
+                self._end()
+            )  # whoever asked has gone, and a client app cannot be interrupted; the next task starts another
             raise
 
     async def _present(self) -> _Child:

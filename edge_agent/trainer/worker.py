@@ -55,7 +55,7 @@ class WorkerSettings:
 class Worker:
     """One thread at a time. `make_mod` is asked for the secure mod; tests may give another."""
 
-    def __init__(self, settings: WorkerSettings, make_mod: Callable[[bool], Mod] | None = None) -> None:
+    def __init__(self, settings: WorkerSettings, make_mod: Callable[[str, bool], Mod] | None = None) -> None:
         self._settings = settings
         self._make_mod = make_mod or self._secure_mod
         self._apps: dict[tuple[str, bool], ClientApp] = {}
@@ -110,10 +110,10 @@ class Worker:
         if key not in self._apps:
             from edge_agent.client_app import load_app
 
-            self._apps[key] = load_app(name, [self._make_mod(plain_allowed), self._measure])
+            self._apps[key] = load_app(name, [self._make_mod(name, plain_allowed), self._measure])
         return self._apps[key]
 
-    def _secure_mod(self, plain_allowed: bool) -> Mod:
+    def _secure_mod(self, client_app: str, plain_allowed: bool) -> Mod:
         from edge_agent.secure_mod import ModPolicy, make_secure_mod
         from shared.clock import SystemClock
         from shared.secagg.client import Policy
@@ -122,7 +122,7 @@ class Worker:
         ca_der = (self._settings.identity / "authority.der").read_bytes()
         identity = DeviceIdentity.load(self._settings.identity / "current", ca_der)
         policy = ModPolicy(Policy(min_clients=self._settings.min_group), allow_plain=plain_allowed)
-        return make_secure_mod(identity, FleetVerifier(ca_der, SystemClock().now), policy)
+        return make_secure_mod(identity, FleetVerifier(ca_der, SystemClock().now), policy, client_app=client_app)
 
     def _measure(self, message: "Message", context: "Context", call_next: Any) -> "Message":
         """The innermost mod: what the app itself measured."""
@@ -156,7 +156,8 @@ class Worker:
 
         content = RecordDict()
         for piece in task.pieces:
-            content.update(decode_records(piece.inline if piece.path is None else piece.path.read_bytes()))
+            data = piece.inline if piece.path is None else piece.path.read_bytes()
+            content.update(decode_records(data, piece.digest))
         message = new_message(content, run_id=task.run_id, node_id=task.node_id, message_type=task.message_type)
         stamp(message, run_id=task.run_id, message_id=task.message_id)
         return message

@@ -212,6 +212,8 @@ class Installation:
             if after.requests > before.requests:  # applications ask: let the candidate answer copies
                 errors += await self._shadow(model)
             self.measured.before = await mark(self._probe, model, "", questions, limit)
+            if failed := self.measured.before.errors:  # unmeasured, it would give way to anything
+                raise ChildFailed(f"the release that serves failed {failed} requests that it was to be compared on")
         evidence = Evidence(
             accuracy_before=self.measured.before.accuracy,
             accuracy_after=self.measured.after.accuracy,

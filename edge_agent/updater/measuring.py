@@ -62,17 +62,25 @@ async def mark(probe: Probe, model: str, version: str, questions: Questions, max
     if questions.y is not None and len(questions.y) and not errors:
         evaluation = judge(np.concatenate(logits).astype(np.float32), questions.y)
         accuracy, loss = evaluation.accuracy, evaluation.loss
-    latency = None if errors else await _latency(probe, model, version, questions.x)
+    times = [] if errors else await _times(probe, model, version, questions.x[:_SINGLES])
+    errors += times.count(None)
+    latency = median(found) if (found := [one for one in times if one is not None]) else None
     return Marks(accuracy, loss, latency, errors)
 
 
-async def _latency(probe: Probe, model: str, version: str, x: X) -> float | None:
-    times = []
-    for place in range(min(_SINGLES, len(x))):
+async def _times(probe: Probe, model: str, version: str, x: X) -> list[float | None]:
+    """What each example takes when it is asked alone, ms; None for one that was not answered."""
+    times: list[float | None] = []
+    for place in range(len(x)):
         begun = time.perf_counter()
-        await _patiently(probe, model, x[place : place + 1], version)
-        times.append((time.perf_counter() - begun) * 1e3)
-    return median(times) if times else None
+        try:
+            await _patiently(probe, model, x[place : place + 1], version)
+        except ShoalError as error:
+            _raise_if_gone(error)
+            times.append(None)
+        else:
+            times.append((time.perf_counter() - begun) * 1e3)
+    return times
 
 
 async def prove(probe: Probe, model: str, digest: str, questions: Questions, wanted: int) -> Proof:

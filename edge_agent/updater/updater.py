@@ -1,6 +1,6 @@
 """Acts on what the coordinator orders about releases. It believes signed metadata, never the order.
 
-Orders are verified and journalled as they come, acknowledged, and carried out one at a time. Whatever happens, the device ends
+Orders are verified and journalled as they come, and carried out one at a time. Whatever happens, the device ends
 with a signed receipt in the journal's outbox, and a model that was live stays live until another one is ready to take over. A disk
 that is full holds orders up; it loses none.
 """
@@ -58,14 +58,11 @@ class _End:
 
 
 class Updater:
-    """`acknowledge(command_id)` tells the coordinator that an order is safe here; `report(event)` sends a receipt."""
+    """`report(event)` sends a receipt. An order that is lost on its way is sent again: no receipt answers it."""
 
-    def __init__(
-        self, tools: Tools, acknowledge: Callable[[Command], None], report: Callable[[AgentEvent], None]
-    ) -> None:
+    def __init__(self, tools: Tools, report: Callable[[AgentEvent], None]) -> None:
         self.shelf = Shelf(tools)
         self._tools = tools
-        self._acknowledge = acknowledge
         self._report = report
         self._arrived: asyncio.Queue[Command] = asyncio.Queue()
         self._orders: asyncio.Queue[InstallRecord | str] = asyncio.Queue()
@@ -120,9 +117,7 @@ class Updater:
 
     async def _take_orders(self) -> None:
         while True:
-            command = await self._arrived.get()
-            await self._take(command)
-            self._acknowledge(command)
+            await self._take(await self._arrived.get())
 
     async def _take(self, command: Command) -> None:
         order, journal = command.order, self._tools.journal

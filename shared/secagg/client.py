@@ -7,7 +7,7 @@ signed, a request for both share kinds of one peer, a second request. It reveals
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from shared.errors import Malformed, ProtocolError
+from shared.errors import FalseShares, Malformed, ProtocolError
 from shared.secagg.fields import Fields, HiddenBytes, Reader
 from shared.secagg.graph import build_graph
 from shared.secagg.keys import (
@@ -130,13 +130,21 @@ class Client:
         return replace(self, state=state, roster=members, held={self.index: own}), deal
 
     def receive(self, inbox: Inbox) -> "Client":
-        """Open the shares dealt to this client. Raises `ProtocolError` naming the peer whose letter is wrong."""
+        """Open the shares dealt to this client. Raises `FalseShares` for all whose letters are wrong, `ProtocolError`."""
         state = advance(CLIENT, self.state, ClientEvent.RECEIVE)
         senders = [letter.peer for letter in inbox.letters]
         if len(set(senders)) != len(senders) or not set(senders) <= set(self._neighbours(self.roster)):
             raise ProtocolError("the shares are not from this round's neighbours, one letter each")
         self._check_crowd(len(senders) + 1, "dealt shares")
-        held = {letter.peer: self._open(letter) for letter in inbox.letters}
+        held, false = {}, []
+        for letter in inbox.letters:
+            try:
+                held[letter.peer] = self._open(letter)
+            except FalseShares as error:
+                false.append(error)
+        if false:
+            dealers = tuple(dealer for error in false for dealer in error.dealers)
+            raise FalseShares("; ".join(error.message for error in false), dealers=dealers)
         return replace(self, state=state, held={**self.held, **held})
 
     def mask(self, words: Words) -> "Client":
@@ -213,14 +221,15 @@ class Client:
             key = share_key(self._secrets().share_key, peer.share_public, self.terms.digest, peer.device, own.device)
             plain = unseal(key, letter.box, letter_context(self.terms, peer, own))
         except ProtocolError as error:
-            raise ProtocolError(f"the shares from {peer.device} do not open", detail=error.message) from error
+            raise FalseShares(f"the shares from {peer.device} do not open", dealers=(letter.peer,)) from error
         held = Held(Secret(plain[:SHARE_BYTES]), Secret(plain[SHARE_BYTES:]))
         expected = (
             share_commitment("key", self.terms, letter.peer, self.index, held.key_share),
             share_commitment("seed", self.terms, letter.peer, self.index, held.seed_share),
         )
         if len(plain) != 2 * SHARE_BYTES or expected != (letter.key_commitment, letter.seed_commitment):
-            raise ProtocolError(f"the shares from {peer.device} are not those it committed to")
+            reason = f"the shares from {peer.device} are not those it committed to"
+            raise FalseShares(reason, dealers=(letter.peer,))
         return held
 
     def to_fields(self) -> Fields:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from shared.errors import ProtocolError
 from shared.secagg.fields import Fields, Reader
@@ -150,6 +151,22 @@ def _letters_from_fields(read: Reader) -> tuple[Letter, ...]:
         read.blobs("seed_commitments"),
     )
     return tuple(Letter(*row) for row in rows)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """In place of a masked vector: this client cannot use what `dealers` dealt it."""
+
+    FIELD: ClassVar[str] = "false_dealers"  # by which it is told from other answers
+
+    dealers: tuple[int, ...]
+
+    def to_fields(self) -> Fields:
+        return {self.FIELD: list(self.dealers)}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> "Complaint":
+        return cls(tuple(Reader(fields, "a complaint").integers(cls.FIELD)))
 
 
 @dataclass(frozen=True)

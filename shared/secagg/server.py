@@ -4,6 +4,7 @@ A message is checked whole before anything changes. What a client gets wrong rai
 out, and name it); what ends the round raises `RoundAborted`. No sum is returned unless it is exact.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from shared.secagg.keys import KeyPair, Secret, Verifier, pair_mask_key, self_ma
 from shared.secagg.masks import Mask, Words, apply_masks
 from shared.secagg.messages import (
     Advert,
+    Complaint,
     Deal,
     Inbox,
     Letter,
@@ -27,6 +29,8 @@ from shared.secagg.shamir import combine, lagrange
 from shared.secagg.states import SERVER, ServerEvent, ServerState, advance
 from shared.secagg.terms import Terms
 
+COMPLAINTS = 2  # of one dealer, before it is believed that the fault is the dealer's: one device alone may slander it
+
 
 class Server:
     """One round. `quorum` is the least number of clients that may be counted; it is never below the threshold."""
@@ -39,10 +43,13 @@ class Server:
         self._state = ServerState.KEYS
         self._roster: dict[int, Advert] = {}
         self._seed_digests: dict[int, bytes] = {}
+        self._dealt: frozenset[int] = frozenset()
         self._letters: dict[int, dict[int, Letter]] = {}  # dealer → holder → what was dealt
         self._sum: Words = np.zeros(length, dtype="<u4")
         self._counted: set[int] = set()
         self._reveals: dict[int, Reveal] = {}
+        self._complaints: dict[int, set[int]] = {}  # dealer → who cannot use what it dealt
+        self._proven: set[int] = set()  # dealt shares that match its commitments and still do not fit together
 
     @property
     def state(self) -> ServerState:
@@ -52,6 +59,16 @@ class Server:
     def counted(self) -> frozenset[int]:
         """Whose vectors are in the sum."""
         return frozenset(self._counted)
+
+    @property
+    def false_dealers(self) -> Mapping[int, int]:
+        """Who dealt false shares, and how many said so. One device alone may be lying itself, unless nobody else could say it."""
+        found = {}
+        for dealer, complaining in self._complaints.items():
+            could = set(self._graph.neighbours(dealer, self._dealt))
+            if len(complaining) >= COMPLAINTS or complaining >= could:
+                found[dealer] = len(complaining)
+        return {**dict.fromkeys(self._proven, 0), **found}
 
     def add_advert(self, advert: Advert) -> None:
         """Raises `ProtocolError` or `SignatureInvalid`."""
@@ -87,6 +104,7 @@ class Server:
     def close_shares(self) -> dict[int, Inbox]:
         """What to send to each client that dealt."""
         self._close(ServerEvent.CLOSE_SHARES, len(self._letters), "dealt shares")
+        self._dealt = frozenset(self._letters)
         return {index: self._inbox(index) for index in self._letters}
 
     def _inbox(self, recipient: int) -> Inbox:
@@ -96,13 +114,28 @@ class Server:
     def add_vector(self, index: int, words: Words) -> None:
         """Add a masked vector to the sum. Raises `ProtocolError` (a stranger, or twice), `Malformed` (its shape)."""
         state = advance(SERVER, self._state, ServerEvent.VECTOR)
-        if index not in self._letters or index in self._counted:
-            raise ProtocolError(f"client {index} dealt no shares, or has sent its vector already")
+        if index not in self._letters or self._has_answered(index):
+            raise ProtocolError(f"client {index} dealt no shares, or has answered already")
         if words.dtype != np.dtype("<u4") or words.shape != self._sum.shape:
             raise Malformed(f"{self._device(index)} sent a vector of another type or length")
         self._sum += words
         self._counted.add(index)
         self._state = state
+
+    def add_complaint(self, index: int, complaint: Complaint) -> None:
+        """Instead of a vector. Raises `ProtocolError` unless it names others that dealt to this client."""
+        state = advance(SERVER, self._state, ServerEvent.COMPLAINT)
+        if index not in self._letters or self._has_answered(index):
+            raise ProtocolError(f"client {index} dealt no shares, or has answered already")
+        near = set(self._graph.neighbours(index, self._letters))
+        if not complaint.dealers or not set(complaint.dealers) <= near:
+            raise ProtocolError(f"{self._device(index)} complains of clients that dealt it nothing")
+        for dealer in complaint.dealers:
+            self._complaints.setdefault(dealer, set()).add(index)
+        self._state = state
+
+    def _has_answered(self, index: int) -> bool:
+        return index in self._counted or any(index in complaining for complaining in self._complaints.values())
 
     def close_masked(self) -> dict[int, UnmaskRequest]:
         """What to ask of each counted client."""
@@ -160,11 +193,13 @@ class Server:
         for dealer in sorted(self._counted):
             seed = self._recover("seed", dealer, weights)
             if seed_digest(self.terms, dealer, seed) != self._seed_digests[dealer]:
+                self._proven.add(dealer)
                 raise RoundAborted(f"{self._device(dealer)} dealt shares of another seed than it committed to")
             masks.append(Mask(self_mask_key(seed, self.terms.digest, self._device(dealer)), negative=True))
         for dealer in sorted(set(self._letters) - self._counted):
             pair = KeyPair.from_private(self._recover("key", dealer, weights))
             if pair.public != self._roster[dealer].mask_public:
+                self._proven.add(dealer)
                 raise RoundAborted(f"{self._device(dealer)} dealt shares of another key than it advertised")
             masks += [self._pair_mask(pair, dealer, peer) for peer in self._graph.neighbours(dealer, self._counted)]
         return masks
@@ -194,6 +229,7 @@ class Server:
         try:
             return combine(weights[holders], shares)
         except Malformed as error:
+            self._proven.add(dealer)
             raise RoundAborted(f"{self._device(dealer)} dealt shares that do not fit together") from error
 
     def _close(self, event: ServerEvent, size: int, what: str) -> None:

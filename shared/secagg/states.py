@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TypeVar
 
+from shared import tables
 from shared.errors import ProtocolError
 
 
@@ -40,6 +41,7 @@ class ServerEvent(Enum):
     DEAL = "take a deal of shares"
     CLOSE_SHARES = "close the share phase"
     VECTOR = "take a masked vector"
+    COMPLAINT = "take a complaint"
     CLOSE_MASKED = "close the masked phase"
     REVEAL = "take revealed shares"
     FINISH = "finish"
@@ -83,6 +85,7 @@ SERVER: Mapping[ServerState, Mapping[ServerEvent, ServerState]] = {
     },
     ServerState.MASKED: {
         ServerEvent.VECTOR: ServerState.MASKED,
+        ServerEvent.COMPLAINT: ServerState.MASKED,
         ServerEvent.CLOSE_MASKED: ServerState.UNMASKED,
         ServerEvent.ABORT: ServerState.ABORTED,
     },
@@ -101,7 +104,6 @@ E = TypeVar("E", bound=Enum)
 
 def advance(table: Mapping[S, Mapping[E, S]], state: S, event: E) -> S:
     """The state after `event`. Raises `ProtocolError` if the table has no such row."""
-    try:
-        return table[state][event]
-    except KeyError:
-        raise ProtocolError(f"secure aggregation in state {state.value!r} refuses to {event.value}") from None
+    return tables.advance(
+        table, state, event, ProtocolError, "secure aggregation in state '{state}' refuses to {event}"
+    )

@@ -14,20 +14,23 @@ from shared.secagg.quantize import Arrays, MetricField, Schema, array_fields
 DEFAULT_MAX_WEIGHT = 100_000
 DEFAULT_FLOAT_RANGE = 8.0
 DEFAULT_INTEGER_RANGE = 65_536.0
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Terms:
     """Public, the same for every client, and bound into every key and signature by `digest`.
 
-    `clients` is the number invited; it bounds the sum's word size and the threshold.
+    `clients` is the number invited; it bounds the sum's word size and the threshold. `inputs_digest` is of everything that
+    the answers may depend on. A client masks only what it computed from these very inputs, so a server that hands out different
+    models, to tell one client's change from the others', gets no sum (Pasquini et al., CCS 2022).
     """
 
     round_id: str
     clients: int
     threshold: int
     schema_digest: str
+    inputs_digest: str
     graph: str = "complete"
 
     def __post_init__(self) -> None:
@@ -36,7 +39,8 @@ class Terms:
 
     @cached_property
     def digest(self) -> bytes:
-        return digest("terms", VERSION, self.round_id, self.clients, self.threshold, self.schema_digest, self.graph)
+        numbers = (VERSION, self.round_id, self.clients, self.threshold)
+        return digest("terms", *numbers, self.schema_digest, self.inputs_digest, self.graph)
 
     def to_fields(self) -> Fields:
         return {
@@ -45,6 +49,7 @@ class Terms:
             "clients": self.clients,
             "threshold": self.threshold,
             "schema_digest": self.schema_digest,
+            "inputs_digest": self.inputs_digest,
             "graph": self.graph,
         }
 
@@ -58,6 +63,7 @@ class Terms:
             read.integer("clients"),
             read.integer("threshold"),
             read.text("schema_digest"),
+            read.text("inputs_digest"),
             read.text("graph"),
         )
 

@@ -200,6 +200,11 @@ def public_key_of(certificate_der: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def issued_at(certificate_der: bytes) -> float:
+    """When it began to count, seconds since the epoch. Raises `Malformed`."""
+    return _parse(certificate_der).not_valid_before_utc.timestamp()
+
+
 def _subject(certificate: x509.Certificate) -> tuple[Role, str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

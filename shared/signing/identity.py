@@ -9,7 +9,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from shared.errors import Corrupt, Malformed, SignatureInvalid
 from shared.files import write_atomic
-from shared.signing.certificates import key_to_pem, load_key, public_key_of, save_key, to_pem, verify_certificate
+from shared.signing.certificates import (
+    issued_at,
+    key_to_pem,
+    load_key,
+    public_key_of,
+    save_key,
+    to_pem,
+    verify_certificate,
+)
 
 KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "certificate.der"
@@ -49,7 +57,7 @@ class DeviceIdentity:
         key = load_key(folder / KEY_FILE)
         try:
             certificate = (folder / CERTIFICATE_FILE).read_bytes()
-            subject = verify_certificate(ca_der, certificate, _issued_at(certificate))
+            subject = verify_certificate(ca_der, certificate, issued_at(certificate))
         except (OSError, Malformed, SignatureInvalid) as error:
             raise Corrupt(f"no usable certificate in {folder}; enrol again", detail=str(error)) from error
         if public_key_of(certificate).public_numbers() != key.public_key().public_numbers():
@@ -76,12 +84,3 @@ class FleetVerifier:
         except InvalidSignature as error:
             raise SignatureInvalid("the signature does not match what was signed") from error
         return subject.id
-
-
-def _issued_at(certificate_der: bytes) -> float:
-    from cryptography import x509
-
-    try:
-        return x509.load_der_x509_certificate(certificate_der).not_valid_before_utc.timestamp()
-    except ValueError as error:
-        raise Malformed("not a certificate") from error

@@ -1,19 +1,24 @@
 """What every store of blobs must do: in memory, in a folder, under an fsspec URL."""
 
+import errno
 import os
 import resource
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.blobs import Blobs, FolderBlobs, FsspecBlobs, MemoryBlobs, SpillingBlobs
-from shared.errors import DigestMismatch, Malformed, NotFound, StorageFull
+from shared.blobs import Blobs, FolderBlobs, MemoryBlobs
+from shared.errors import DigestMismatch, Malformed, NotFound, StorageFull, Unavailable
 from shared.ids import Digest, digest_of
+from shared.remote_blobs import FsspecBlobs
+from shared.spilling import SpillingBlobs
 
 KINDS: dict[str, Callable[[Path], Blobs]] = {
     "memory": lambda _: MemoryBlobs(),
@@ -131,6 +136,22 @@ def test_an_append_that_cannot_be_done_at_once_changes_nothing(blobs: Blobs) -> 
     assert blobs.read(digest) == b"weights"
 
 
+def test_an_arrival_that_is_discarded_begins_anew_and_only_that_sender_s(blobs: Blobs) -> None:
+    digest = digest_of(b"weights")
+    for sender in ("one", "two"):
+        blobs.append(digest, 0, b"wei", sender=sender)
+
+    blobs.discard(digest, sender="one")
+    blobs.discard(digest, sender="nobody")
+
+    assert (blobs.received(digest, sender="one"), blobs.received(digest, sender="two")) == (0, 3)
+    blobs.append(digest, 0, b"weights", sender="one")
+    blobs.finish(digest, sender="one")
+    assert blobs.read(digest) == b"weights"
+    blobs.discard(digest, sender="two")
+    assert blobs.read(digest) == b"weights"
+
+
 @pytest.mark.parametrize("evil", ["../../etc/passwd", "", "A" * 64, "0" * 63, "0" * 64 + "/x"])
 def test_a_digest_that_is_a_path_goes_nowhere(blobs: Blobs, evil: str, tmp_path: Path) -> None:
     with pytest.raises(Malformed):
@@ -226,3 +247,130 @@ def test_a_folder_survives_a_restart(tmp_path: Path) -> None:
 
     assert again.read(digest) == b"weights"
     assert again.received(digest_of(b"other")) == 3
+
+
+# ---- disks and networks that fail
+
+
+BROKEN = OSError(errno.ECONNRESET, "connection reset by peer")
+CALLS: dict[str, Callable[[Blobs, Digest], object]] = {
+    "has": lambda blobs, digest: blobs.has(digest),
+    "size": lambda blobs, digest: blobs.size(digest),
+    "open": lambda blobs, digest: blobs.open(digest),
+    "read": lambda blobs, digest: blobs.read(digest),
+    "write": lambda blobs, digest: blobs.write(b"others"),
+    "delete": lambda blobs, digest: blobs.delete(digest),
+    "digests": lambda blobs, digest: list(blobs.digests()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_remote_store_that_fails_is_unavailable_and_nothing_worse(
+    call: Callable[[Blobs, Digest], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = FsspecBlobs(f"memory://{uuid.uuid4().hex}", tmp_path)
+    digest = blobs.write(b"weights")
+
+    def fails(*_: object, **__: object) -> None:
+        raise BROKEN
+
+    for name in ("isfile", "size", "open", "pipe_file", "rm_file", "glob"):
+        monkeypatch.setattr(MemoryFileSystem, name, fails)
+    with pytest.raises(Unavailable):
+        call(blobs, digest)
+    monkeypatch.undo()
+    assert blobs.read(digest) == b"weights"
+
+
+def test_a_disk_that_fails_is_unavailable_and_one_that_is_full_is_said_to_be_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = FolderBlobs(tmp_path)
+    digest = blobs.write(b"weights")
+    blobs.append(digest_of(b"later"), 0, b"later")
+    for number, kind in ((errno.EIO, Unavailable), (errno.ENOSPC, StorageFull)):
+
+        def fails(*_: object, _number: int = number, **__: object) -> None:
+            raise OSError(_number, "a failing disk")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", fails)
+            patch.setattr(os, "open", fails)
+            for call in (lambda: blobs.write(b"others"), lambda: blobs.finish(digest_of(b"later"))):
+                with pytest.raises(kind):
+                    call()
+    assert blobs.read(digest) == b"weights"
+    blobs.finish(digest_of(b"later"))
+    assert blobs.read(digest_of(b"later")) == b"later"
+
+
+# ---- memory that spills
+
+
+def test_an_arrival_that_cannot_move_to_a_full_disk_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = FolderBlobs(tmp_path, durable=False)
+    blobs = SpillingBlobs(folder, memory_bytes=4)
+    digest = digest_of(b"weights")
+    blobs.append(digest, 0, b"wei")
+
+    def half(digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
+        (tmp_path / "arriving" / digest).write_bytes(data[:1])
+        raise StorageFull("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "append", half)
+        with pytest.raises(StorageFull):
+            blobs.append(digest, 3, b"ghts")
+    assert blobs.received(digest) == 3
+    assert folder.received(digest) == 0
+
+    blobs.append(digest, 3, b"ghts")
+    blobs.finish(digest)
+    assert folder.read(digest) == b"weights"
+    assert blobs.append_now(digest_of(b"four"), 0, b"four")  # all the room was given back
+
+
+def test_a_sender_s_two_streams_of_the_same_bytes_do_not_split_an_arrival(tmp_path: Path) -> None:
+    """While an arrival moves to the folder, nothing of it may begin anew in memory."""
+    folder = FolderBlobs(tmp_path, durable=False)
+    blobs = SpillingBlobs(folder, memory_bytes=4)
+    digest = digest_of(b"weights")
+    blobs.append(digest, 0, b"wei")
+    really, seen = folder.append, []
+
+    def meanwhile(digest: Digest, offset: int, data: bytes, *, sender: str = "") -> None:
+        seen.append(blobs.append_now(digest, 0, b"w", sender=sender))
+        really(digest, offset, data, sender=sender)
+
+    folder.append = meanwhile  # type: ignore[method-assign]
+    blobs.append(digest, 3, b"ghts")
+    assert seen == [False, False]
+    blobs.finish(digest)
+    assert blobs.read(digest) == b"weights"
+
+
+@pytest.mark.parametrize("room", [0, 1 << 16, 1 << 22])
+def test_many_threads_at_once_lose_nothing_and_give_all_room_back(tmp_path: Path, room: int) -> None:
+    blobs = SpillingBlobs(FolderBlobs(tmp_path, durable=False), memory_bytes=room)
+    shared = [bytes([number]) * 30_000 for number in range(4)]
+
+    def send(sender: int) -> None:
+        for data in (*shared, bytes([100 + sender]) * 20_000):
+            digest = digest_of(data)
+            for start in range(0, len(data), 7_000):
+                piece = data[start : start + 7_000]
+                if not blobs.append_now(digest, start, piece, sender=f"dev{sender}"):
+                    blobs.append(digest, start, piece, sender=f"dev{sender}")
+            blobs.finish(digest, sender=f"dev{sender}")
+            assert blobs.read(digest) == data
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(8)))
+    found = list(blobs.digests())
+    assert len(found) == 4 + 8
+    for digest in found:
+        blobs.delete(digest)
+    assert list(tmp_path.rglob("*.*")) == []
+    assert not room or blobs.append_now(digest_of(bytes(room)), 0, bytes(room))

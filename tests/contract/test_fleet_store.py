@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
 from coordinator.fleet.ports import FleetStore, MetricStore
 from coordinator.fleet.states import DeviceState
 from coordinator.store.fleet import SqlFleetStore, SqlMetricStore
@@ -184,6 +184,44 @@ def test_old_audit_entries_are_forgotten_and_numbers_go_on(fleet: FleetStore) ->
     fleet.append_audit(AuditEntry(9.0, "admin", "act.9", "fleet"))
 
     assert [(entry.id, entry.action) for entry in fleet.audit(10)] == [(4, "act.3"), (5, "act.4"), (6, "act.9")]
+
+
+def an_admin(name: str, key: str = "", **changes: float) -> Admin:
+    return replace(Admin(name, digest_of((key or name).encode()), 1.0, 50.0), **changes)  # type: ignore[arg-type]
+
+
+def test_an_admin_is_added_changed_and_found_and_each_change_is_in_the_log(fleet: FleetStore) -> None:
+    assert fleet.admin("ann") is None
+    seen: list[Admin | None] = []
+
+    def become(admin: Admin) -> Callable[[Admin | None], tuple[Admin, AuditEntry]]:
+        def decide(found: Admin | None) -> tuple[Admin, AuditEntry]:
+            seen.append(found)
+            return admin, ENTRY
+
+        return decide
+
+    for admin in (an_admin("bob"), an_admin("ann"), an_admin("ann", "fresh"), an_admin("ann", "fresh", revoked_at=9.0)):
+        assert fleet.change_admin(admin.name, become(admin)) == admin
+
+    assert seen == [None, None, an_admin("ann"), an_admin("ann", "fresh")]
+    assert fleet.admin("ann") == an_admin("ann", "fresh", revoked_at=9.0)
+    assert fleet.admins() == [an_admin("ann", "fresh", revoked_at=9.0), an_admin("bob")]
+    assert len(fleet.audit(10)) == 4
+
+
+def test_a_refused_change_of_an_admin_leaves_no_trace(fleet: FleetStore) -> None:
+    fleet.change_admin("ann", lambda _: (an_admin("ann"), None))
+
+    def refuse(_: Admin | None) -> tuple[Admin, AuditEntry]:
+        raise Forbidden("no")
+
+    with pytest.raises(Forbidden):
+        fleet.change_admin("ann", refuse)
+    with pytest.raises(Conflict):
+        fleet.change_admin("bob", lambda _: (an_admin("bob", "ann"), ENTRY))
+    assert fleet.admins() == [an_admin("ann")]
+    assert fleet.audit(10) == []
 
 
 def batch(number: int, spool: str = "a") -> MetricBatch:

@@ -211,6 +211,70 @@ def test_history_can_be_read_from_where_one_stopped(store: ReleaseStore) -> None
     assert store.records(ROLLOUT, everything[-1].id) == []
 
 
+def _several(store: ReleaseStore) -> None:
+    """Of `digits`: one that ended, one undone with a device that must go back, one that is current. Of `signs`: one undone."""
+    rows = {
+        "rol-old": (RolloutState.COMPLETED, DeviceState.PROVEN, "digits"),
+        "rol-late": (RolloutState.UNDONE, DeviceState.WITHDRAWING, "digits"),
+        "rol-now": (RolloutState.COMPLETED, DeviceState.PROVEN, "digits"),
+        "rol-gone": (RolloutState.UNDONE, DeviceState.REVERTED, "signs"),
+    }
+    for place, (name, (state, device, model)) in enumerate(rows.items()):
+        if not any(one.model == model for one in store.releases()):
+            store.add_release(a_release(1, model))
+        rollout = a_rollout(
+            a_row(state=device), release=a_release(1, model), id=RolloutId(name), state=state, created_at=NOW + place
+        )
+        store.create(rollout, PLAN)
+
+
+def test_what_stands_is_what_may_still_ask_for_something(store: ReleaseStore) -> None:
+    _several(store)
+    assert {rollout.id for rollout in store.standing()} == {"rol-late", "rol-now"}
+    undoing = a_rollout(a_row(), release=a_release(1, "signs"), id=RolloutId("rol-new"), state=RolloutState.UNDOING)
+    store.create(undoing, PLAN)
+    assert {rollout.id for rollout in store.standing()} == {"rol-late", "rol-now", "rol-new"}
+
+
+def test_the_wanted_rollout_of_a_model_is_the_newest_that_was_not_turned_down(store: ReleaseStore) -> None:
+    _several(store)
+    found = store.wanted("digits")
+    assert found == store.rollout("rol-now")
+    assert store.wanted("signs") is None
+    assert store.wanted("unknown") is None
+
+
+def test_a_device_has_proved_another_release_only_where_that_still_stands(store: ReleaseStore) -> None:
+    _several(store)
+    one, other = DeviceId("dev-1"), DeviceId("dev-2")
+    assert store.proved("digits", one, but=RolloutId("rol-now"))
+    assert not store.proved("digits", other, but=RolloutId("rol-now"))
+    assert not store.proved("signs", one, but=RolloutId("rol-now"))
+    store.change(RolloutId("rol-old"), lambda before: Change(replace(before, state=RolloutState.UNDONE), ()))
+    assert not store.proved("digits", one, but=RolloutId("rol-now"))
+
+
+def test_rollouts_are_counted_by_state(store: ReleaseStore) -> None:
+    assert store.counts() == {}
+    _several(store)
+    assert store.counts() == {"COMPLETED": 2, "UNDONE": 2}
+
+
+def test_the_old_history_of_what_has_ended_is_forgotten_and_of_what_has_not_is_kept(store: ReleaseStore) -> None:
+    _several(store)
+    running = a_rollout(a_row(), id=RolloutId("rol-run"), state=RolloutState.STAGING, created_at=NOW + 9)
+    store.create(running, PLAN)
+    last = RolloutRecord(NOW + 5, "x")
+    store.change(RolloutId("rol-now"), lambda before: Change(before, (last,)))
+
+    assert store.forget_records(NOW + 1) == 4
+
+    assert [record.kind for record in store.records(RolloutId("rol-now"))] == ["x"]
+    assert [record.kind for record in store.records(RolloutId("rol-run"))] == ["plan"]
+    assert store.records(RolloutId("rol-old")) == []
+    assert store.rollout("rol-old").state is RolloutState.COMPLETED, "the rollout itself stays"
+
+
 # ---- on SQL alone
 
 

@@ -23,7 +23,7 @@ from shared.errors import DigestMismatch
 from shared.flower import decode_records, encode_records
 from shared.ids import Digest, TaskId
 from shared.secagg.messages import RECORD
-from shared.session import Gate
+from shared.session import NODE_UNAVAILABLE, Gate
 from shared.signing.certificates import Authority, generate_key, make_csr
 from shared.signing.identity import DeviceIdentity
 from tests.integration.agent_kit import bundle, examples
@@ -164,23 +164,40 @@ async def test_a_task_over_its_deadline_is_ended_and_the_next_one_runs(
 ) -> None:
     await trainer.warm("softmax")
     outcome = await trainer.run(replace(endless(settings), timeout_s=0.3))
-    assert outcome.error_code == ports.DEVICE_GONE
+    assert outcome.error_code == NODE_UNAVAILABLE
     assert "0.3 s" in outcome.error_reason
     if isinstance(trainer, ProcessTrainer):  # a thread cannot be stopped, so there the next task would wait for it
         assert (await trainer.run(task(Piece(inline=encode_records(arrays(1))), number=2))).error_code == 0
 
 
-async def test_a_cancelled_task_ends_at_once(trainer: TrainerPort, settings: WorkerSettings) -> None:
+async def test_a_task_that_nobody_waits_for_is_stopped(trainer: TrainerPort, settings: WorkerSettings) -> None:
     await trainer.warm("softmax")
-    work = endless(settings)
-    running = asyncio.create_task(trainer.run(work))
-    await asyncio.sleep(0.2)
-    await trainer.cancel(TaskId("tsk-other"))
+    running = asyncio.create_task(trainer.run(endless(settings)))
+    await asyncio.wait([running], timeout=0.2)
     assert not running.done()
     async with asyncio.timeout(5):
-        await trainer.cancel(work.task_id)
-        outcome = await running
-    assert (outcome.error_code, outcome.error_reason) == (ports.DEVICE_GONE, "cancelled")
+        running.cancel()
+        await asyncio.wait([running])
+    assert running.cancelled()
+    if isinstance(trainer, ProcessTrainer):  # a thread cannot be stopped, so there the next task would wait for it
+        assert (await trainer.run(task(Piece(inline=encode_records(arrays(1))), number=2))).error_code == 0
+
+
+async def test_a_task_that_is_taken_back_before_its_turn_is_never_run(
+    trainer: TrainerPort, settings: WorkerSettings, tmp_path: Path
+) -> None:
+    blobs = FolderBlobs(tmp_path / "in")
+    large = Piece(path=blobs.path(blobs.write(encode_records(arrays(50_000)))))  # echoed, it would leave a file
+    small = Piece(inline=encode_records(arrays(1)))
+    before, back, after = (
+        asyncio.create_task(trainer.run(task(piece, number=number)))
+        for number, piece in enumerate((small, large, small))
+    )
+    await asyncio.sleep(0)  # they stand in line now
+    back.cancel()
+    assert [outcome.error_code for outcome in await asyncio.gather(before, after)] == [0, 0]
+    assert back.cancelled()
+    assert not [path for path in settings.outgoing.rglob("*") if path.is_file()]
 
 
 async def test_a_trainer_that_was_let_go_comes_back(trainer: TrainerPort) -> None:
@@ -212,6 +229,6 @@ def test_error_codes_are_flowers() -> None:
 
     assert ports.APP_NOT_LOADED == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
     assert ports.APP_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    assert ports.DEVICE_GONE == ErrorCode.NODE_UNAVAILABLE
+    assert NODE_UNAVAILABLE == ErrorCode.NODE_UNAVAILABLE
     assert ports.REFUSED == ErrorCode.MOD_FAILED_PRECONDITION
     assert ports.APP_CRASHED == ErrorCode.CLIENT_APP_CRASHED

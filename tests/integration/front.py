@@ -1,6 +1,7 @@
 """The coordinator's front on real sockets and real TLS, with the nouns' stores in memory."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Front:
         self.hub.subscribe(self.recorder)
         self.enrolment_port = 0
         self.fleet_port = 0
+        self.seconds = 0.0  # by which the inbox's clock is ahead
 
     async def start(self) -> list[grpc.aio.Server]:
         self.identity = self.server_identity()
@@ -88,7 +90,13 @@ class Front:
         def register(server: grpc.aio.Server) -> None:
             enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
             session_pb2_grpc.add_SessionServicer_to_server(self.hub, server)
-            blobs = BlobsServicer(self.lasting, self.inbox, self.traffic, max_bytes=1 << 24)
+            blobs = BlobsServicer(
+                self.lasting,
+                self.inbox,
+                self.traffic,
+                max_bytes=1 << 24,
+                monotonic=lambda: time.monotonic() + self.seconds,
+            )
             blobs_pb2_grpc.add_BlobsServicer_to_server(blobs, server)
             metrics_pb2_grpc.add_MetricsServicer_to_server(MetricsServicer(self.metrics, self.clock), server)
 

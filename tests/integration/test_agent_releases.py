@@ -17,7 +17,7 @@ from edge_agent.journal import Journal
 from edge_agent.state import InstallState
 from edge_agent.trainer.ports import SpecialiseRequest
 from edge_agent.trainer.variant import Variant
-from shared.session import CommandAck, Install
+from shared.session import Install, InstallReport
 from tests.integration.agent_kit import GATE, MODEL, agent_serves, bundle, examples, kit, until, until_soon
 
 
@@ -219,13 +219,11 @@ async def test_an_order_that_comes_twice_is_carried_out_once(tmp_path: Path) -> 
             await k.receipt(rollout)
             order = k.repository.bundle_of_metadata()
             k.front.hub.send(k.device.id, Install(rollout.id, MODEL, 1, order, GATE), command_id=rollout.command)
-
-            def acks() -> list[object]:
-                events = [event for _, _, event in k.front.recorder.events]
-                return [one for one in events if isinstance(one, CommandAck) and one.command_id == rollout.command]
-
-            await until(lambda: len(acks()) == 2)
-            assert len((await agent.status())["installs"]) == 1
+            later = k.withdraw(1, signed=False)
+            await k.receipt(later)  # so the order before it was taken
+            assert [one["rollout"] for one in (await agent.status())["installs"]] == [rollout.id, later.id]
+            receipts = {kind for kind, _, event in k.front.recorder.events if isinstance(event, InstallReport)}
+            assert len(receipts) == 2
 
 
 async def test_a_release_that_serves_already_is_proven_again(tmp_path: Path) -> None:

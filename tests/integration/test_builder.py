@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,31 @@ async def test_cancelling_kills_the_child_and_its_children(tmp_path: Path) -> No
     with pytest.raises(asyncio.CancelledError):
         await work
     await until(lambda: not alive(int(pids.read_text())))  # the kernel takes a moment
+
+
+def test_killing_ends_the_worker_and_its_children_and_whoever_waits_is_told(tmp_path: Path) -> None:
+    pids, ready = tmp_path / "pids", threading.Event()
+    command = script(tmp_path, FAMILY.format(pids=str(pids)))
+    builder = BlockingBuilder(Builder(command=command, progress=lambda line: ready.set(), deadline_s=60))
+    told: list[str] = []
+
+    def waits() -> None:
+        with pytest.raises(ChildFailed) as caught:
+            builder.prune(ModelState("{}", b""), 0.5, "")
+        told.append(str(caught.value))
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    assert ready.wait(30)
+    builder.kill()
+    thread.join(30)
+    assert told == ["the worker was stopped, as the coordinator stops"]
+    asyncio.run(until(lambda: not alive(int(pids.read_text()))))
+
+    pids.unlink()
+    with pytest.raises(ChildFailed):
+        builder.initial("cnn-small", {})
+    assert not pids.exists()  # nothing more is started
 
 
 async def test_an_error_class_that_is_not_ours_is_not_raised(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from coordinator.rounds.closing import Policy
-from coordinator.rounds.dispatch import GONE, Cancellation
-from coordinator.rounds.grid import Ask, Fleet, FleetGrid
+from coordinator.rounds.dispatch import Cancellation
+from coordinator.rounds.grid import EXTRA_BYTES, Ask, Fleet, FleetGrid
 from coordinator.rounds.plan import Selection
 from coordinator.rounds.round import DeviceRef
 from coordinator.rounds.validate import checked
@@ -18,8 +19,8 @@ from shared.blobs import MemoryBlobs
 from shared.clock import ManualClock
 from shared.errors import RoundAborted
 from shared.flower import APP_RAISED, REFUSED, encode_records, new_message
-from shared.ids import DeviceId, JobId, NodeId, digest_of
-from shared.session import Acknowledged, CancelTask, Order, Part, RunTask, TaskResult
+from shared.ids import DeviceId, Digest, JobId, NodeId, digest_of
+from shared.session import NODE_UNAVAILABLE, Acknowledged, CancelTask, Order, Part, RunTask, TaskResult
 from tests.memory_fleet import MemorySessions
 
 ANSWER = encode_records(RecordDict({"metrics": MetricRecord({"num-examples": 1})}))
@@ -182,7 +183,7 @@ def test_a_straggler_is_cancelled_after_the_grace_and_fails() -> None:
 
     replies = scene.replies()
 
-    assert failure(replies[3]) == (GONE, "no answer in time")
+    assert failure(replies[3]) == (NODE_UNAVAILABLE, "no answer in time")
     assert scene.cancelled() == ["dev-3"]
     scene.answer(tasks[3])  # too late: acknowledged, and nobody minds
     assert isinstance(scene.orders[-1][1], Acknowledged)
@@ -221,7 +222,7 @@ def test_a_device_that_comes_back_without_its_task_fails_it_at_once(scene: Scene
     scene.answer(tasks[1])
     scene.answer(tasks[2])
 
-    assert failure(scene.replies()[3]) == (GONE, "the agent came back without this task")
+    assert failure(scene.replies()[3]) == (NODE_UNAVAILABLE, "the agent came back without this task")
 
 
 def test_a_replaced_stream_counts_even_when_nobody_told_of_the_old_ones_end(scene: Scene) -> None:
@@ -231,7 +232,7 @@ def test_a_replaced_stream_counts_even_when_nobody_told_of_the_old_ones_end(scen
     scene.answer(tasks[1])
     scene.answer(tasks[2])
 
-    assert failure(scene.replies()[3]) == (GONE, "the agent came back without this task")
+    assert failure(scene.replies()[3]) == (NODE_UNAVAILABLE, "the agent came back without this task")
 
 
 def test_a_detach_heard_of_late_does_not_hurt_a_task_on_the_new_stream(scene: Scene) -> None:
@@ -258,7 +259,7 @@ def test_a_device_that_stays_away_fails_its_task_after_the_reconnect_grace(scene
     assert looked.wait(20.0)
     scene.advance(5.0)
 
-    assert failure(scene.replies()[3]) == (GONE, "no connection for 5 s")
+    assert failure(scene.replies()[3]) == (NODE_UNAVAILABLE, "no connection for 5 s")
 
 
 def test_a_result_from_another_device_than_was_asked_is_not_taken(scene: Scene) -> None:
@@ -374,3 +375,79 @@ def test_push_and_pull_are_the_two_halves_of_an_exchange(scene: Scene) -> None:
     replies = scene.grid.pull_messages(ids)
 
     assert [reply.metadata.reply_to_message_id for reply in replies] == ids
+
+
+# ---- what one device cannot do to the others
+
+
+def test_a_check_that_fails_as_nobody_foresaw_costs_that_device_only(scene: Scene) -> None:
+    def check(request: Message, content: RecordDict) -> RecordDict:
+        if request.metadata.dst_node_id == 2:
+            raise ZeroDivisionError
+        return content
+
+    scene.grid = FleetGrid(scene.fleet, scene.grid._ask, check=check)
+    scene.attach()
+    for task in scene.ask().values():
+        scene.answer(task)
+    replies = scene.replies()
+    assert failure(replies[2]) == (REFUSED, "an answer that cannot be read (ZeroDivisionError)")
+    assert not replies[1].has_error()
+
+
+def test_an_answer_that_is_too_large_is_refused_before_it_is_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.attach()
+    tasks = scene.ask()
+    huge = scene.inbox.write(bytes(EXTRA_BYTES + 1))
+    read: list[Digest] = []
+    monkeypatch.setattr(scene.inbox, "read", read.append)
+    scene.answer(tasks[1], Part(digest=huge))
+    scene.answer(tasks[2])
+    scene.answer(tasks[3], Part(inline=ANSWER), Part(digest=huge))
+    replies = scene.replies()
+    for node in (1, 3):
+        assert failure(replies[node])[0] == REFUSED
+        assert f"to a task that allows {EXTRA_BYTES}" in failure(replies[node])[1]
+    assert read == []
+    scene.grid.close()
+    assert list(scene.inbox.digests()) == []
+
+
+def test_an_answer_that_comes_while_the_exchange_closes_is_still_a_reply(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = scene.fleet.dispatcher
+    look = dispatcher._next
+    late: list[RunTask] = []
+
+    def then_one_more(*args: Any) -> Any:
+        found = look(*args)
+        if not found:
+            scene.answer(late.pop())
+        return found
+
+    monkeypatch.setattr(dispatcher, "_next", then_one_more)
+    scene.attach()
+    tasks = scene.ask()
+    late.append(tasks[3])
+    scene.answer(tasks[1])
+    scene.answer(tasks[2])
+    scene.advance(61.0)
+    replies = scene.replies()
+    assert not replies[3].has_error()
+
+
+def test_answers_that_nobody_will_read_any_more_leave_no_blobs(scene: Scene) -> None:
+    scene.attach()
+    tasks = scene.ask()
+    dispatcher = scene.fleet.dispatcher
+    for node in (1, 2):
+        scene.answer(tasks[node], Part(digest=scene.inbox.write(ANSWER + bytes([node]))))
+    scene.cancellation.reason = "stopped"
+    dispatcher.wake()
+    with pytest.raises(RoundAborted):
+        scene.replies()
+    scene.grid.close()
+    assert list(scene.inbox.digests()) == []

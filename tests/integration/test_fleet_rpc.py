@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -11,6 +11,8 @@ import pytest
 import zstandard
 
 from coordinator.rpc.blobs import fresh_inbox
+from coordinator.rpc.inbox import KEPT_S, MAX_BLOBS
+from coordinator.rpc.metrics import MAX_BATCHES, MAX_BYTES
 from protos.fleet.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
@@ -19,9 +21,19 @@ from protos.fleet.v1 import (
     metrics_pb2,
     metrics_pb2_grpc,
 )
-from shared.errors import DigestMismatch, Forbidden, Malformed, NotFound, ShoalError, StorageFull, Unauthenticated
-from shared.ids import digest_of
+from shared.errors import (
+    DigestMismatch,
+    Forbidden,
+    Malformed,
+    NotFound,
+    Overloaded,
+    ShoalError,
+    StorageFull,
+    Unauthenticated,
+)
+from shared.ids import DeviceId, digest_of
 from shared.rpc_errors import error_from_rpc
+from shared.session import MetricBatch
 from shared.signing.certificates import Authority, generate_key, key_to_pem, make_csr, to_pem, verify_certificate
 from tests.integration.front import DAY_S, Front, Member, running
 
@@ -220,6 +232,37 @@ async def test_a_fetch_behind_the_end_is_refused(front: Front) -> None:
     assert isinstance(typed(refused.value), Malformed)
 
 
+async def test_one_device_cannot_fill_the_inbox(front: Front) -> None:
+    """It may have so much there that nobody has read; then it is told to wait, and others are not."""
+    one, other = front.member("dev1"), front.member("dev2")
+    for number in range(MAX_BLOBS):
+        await put(one, bytes([number]))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await put(one, b"one too many")
+    assert isinstance(typed(refused.value), Overloaded)
+    assert not front.inbox.has(digest_of(b"one too many"))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await put(one, b"begun", digest="0" * 64, size=1 << 20)
+    assert isinstance(typed(refused.value), Overloaded)
+
+    await put(other, b"of another device")
+    front.inbox.delete(digest_of(bytes([0])))  # read
+    await put(one, b"one too many")
+
+
+async def test_what_a_device_sent_and_never_told_of_is_swept(front: Front) -> None:
+    member = front.member("dev1")
+    await put(member, b"its agent died before it said so")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await put(member, b"cut ", digest=digest_of(b"cut off"), size=7)
+
+    front.seconds = KEPT_S + 1
+    await put(front.member("dev2"), b"of another device")
+
+    assert list(front.inbox.digests()) == [digest_of(b"of another device")]
+    assert front.inbox.received(digest_of(b"cut off"), sender=member.device.id) == 0
+
+
 def test_the_inbox_starts_empty(tmp_path: Path) -> None:
     old = fresh_inbox(tmp_path / "inbox")
     digest = old.write(b"of a round that did not commit")
@@ -271,3 +314,32 @@ async def test_metric_batches_are_stored_once_and_acknowledged_after(front: Fron
     assert [answer.acknowledged for answer in answers] == [2, 2]
     assert isinstance(typed(refused.value), Malformed)
     assert front.metrics.latest()[member.device.id].sequence == 2
+
+
+def big_batch(number: int, size: int) -> metrics_pb2.Batch:
+    label = "x" * 128
+    sample = metrics_pb2.Sample(name="loss", labels={f"{label[:100]}{place}": label for place in range(20)}, number=0.5)
+    return metrics_pb2.Batch(sequence=number, samples=[sample] * (size // sample.ByteSize()))
+
+
+async def test_a_device_cannot_fill_memory_with_one_report_and_what_was_not_read_is_sent_again(front: Front) -> None:
+    member, piece, read = front.member("dev1"), MAX_BYTES // 3, []
+    add = front.metrics.add
+
+    def counted(device: DeviceId, batches: Sequence[MetricBatch], received_at: float) -> int:
+        read.append(len(batches))
+        return add(device, batches, received_at)
+
+    front.metrics.add = counted  # type: ignore[method-assign]
+    async with member.channel() as channel:
+        stub = metrics_pb2_grpc.MetricsStub(channel)
+        answer = await stub.Report(iter([big_batch(number, piece) for number in range(1, 9)]))
+        assert 1 <= answer.acknowledged <= 3
+        rest = [big_batch(answer.acknowledged + 1, piece)]
+        assert (await stub.Report(iter(rest))).acknowledged == answer.acknowledged + 1
+        small = [metrics_pb2.Batch(sequence=number, spool="b") for number in range(1, MAX_BATCHES + 10)]
+        assert (await stub.Report(iter(small))).acknowledged == MAX_BATCHES
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Report(iter([big_batch(9, MAX_BYTES + 10_000)]))
+    assert isinstance(typed(refused.value), Malformed)
+    assert max(read) == MAX_BATCHES

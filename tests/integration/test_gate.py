@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from coordinator.rpc.interceptors import calling_peer
 from coordinator.rpc.server import admin_server, fleet_server
 from protos.fleet.v1 import admin_pb2, admin_pb2_grpc, blobs_pb2, blobs_pb2_grpc
-from shared.errors import Forbidden, LocalError, NotFound, Unauthenticated
+from shared.errors import ConfigError, Forbidden, LocalError, NotFound, Unauthenticated
 from shared.ids import digest_of
 from shared.rpc_errors import error_from_rpc
 from shared.signing.certificates import Role, generate_key, key_to_pem, make_csr, to_pem
@@ -107,8 +107,40 @@ async def test_a_stream_that_fails_half_way_ends_with_the_failure_and_is_closed(
     assert admin[0].closed
 
 
+class Watched(admin_pb2_grpc.AdminServicer):
+    """Tells one thing at once and another when it is let go on."""
+
+    def __init__(self) -> None:
+        self.on = asyncio.Event()
+
+    async def WatchJob(self, request: Any, context: Any) -> AsyncGenerator[admin_pb2.JobEvent, None]:  # noqa: N802
+        yield admin_pb2.JobEvent(kind="SELECTED")
+        await self.on.wait()
+        yield admin_pb2.JobEvent(kind="COMMITTED")
+
+
+async def test_an_admin_who_is_revoked_while_watching_sees_nothing_more(front: Front) -> None:
+    servicer, key = Watched(), generate_key()
+    _, certificate = front.registry.admins.issue("ann", make_csr(key, "ann"), DAY_S, "test")
+    server, port = fleet_server(
+        lambda: front.identity,
+        front.registry,
+        "127.0.0.1:0",
+        lambda server: admin_pb2_grpc.add_AdminServicer_to_server(servicer, server),
+    )
+    await server.start()
+    async with grpc.aio.secure_channel(f"localhost:{port}", front.credentials(key_to_pem(key), certificate)) as channel:
+        call = admin_pb2_grpc.AdminStub(channel).WatchJob(admin_pb2.JobRequest())
+        assert (await call.read()).kind == "SELECTED"
+        front.registry.admins.revoke("ann", "test")
+        servicer.on.set()
+        error = await refusal(call.read())
+    await server.stop(None)
+    assert isinstance(error_from_rpc(error), Forbidden)
+
+
 async def test_a_home_folder_with_too_long_a_path_is_named(front: Front, tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="too long for a Unix socket"):
+    with pytest.raises(ConfigError, match="too long for a Unix socket"):
         admin_server(front.registry, tmp_path / ("x" * 100) / "admin.sock", lambda _: None)
 
 
@@ -133,7 +165,10 @@ async def test_a_certificate_of_another_role_cannot_act_as_a_device(
 ) -> None:
     key = generate_key()
     now = front.clock.now()
-    certificate = front.authority.issue(make_csr(key, "x"), "x", role, now=now, valid_for_s=DAY_S)
+    if role == "admin":
+        _, certificate = front.registry.admins.issue("x", make_csr(key, "x"), DAY_S, "test")
+    else:
+        certificate = front.authority.issue(make_csr(key, "x"), "x", role, now=now, valid_for_s=DAY_S)
     credentials = front.credentials(key_to_pem(key), certificate)
     async with grpc.aio.secure_channel(f"localhost:{front.fleet_port}", credentials) as channel:
         stub = blobs_pb2_grpc.BlobsStub(channel)

@@ -151,6 +151,37 @@ async def test_a_killed_service_comes_back_on_its_port_and_the_supervisor_loads_
     assert wait_for_end(first)
 
 
+async def test_a_service_comes_back_whatever_kept_it_from_starting_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that is not one of ours, of a file say, may end neither the watch nor the device's service."""
+    back = asyncio.Event()
+
+    async def came_back() -> None:
+        back.set()
+
+    service = InferenceProcess(tmp_path, on_restart=came_back)
+    await service.start()
+    real = InferenceProcess._open_log
+    failed: list[int] = []
+
+    def open_log(self: InferenceProcess) -> Any:
+        if len(failed) < 2:
+            failed.append(1)
+            raise IsADirectoryError("a folder has the log's name")
+        return real(self)
+
+    monkeypatch.setattr(InferenceProcess, "_open_log", open_log)
+    try:
+        os.kill(service.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            await back.wait()
+        assert len(failed) == 2
+        assert (await service.slots.status()).models == ()
+    finally:
+        await service.stop()
+
+
 async def test_a_service_killed_under_load_fails_requests_only_while_it_is_away(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, scaling_model(1.0))
     second = spec_of(tmp_path, scaling_model(2.0), version=2)

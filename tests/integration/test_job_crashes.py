@@ -17,8 +17,10 @@ from coordinator.rounds.states import ENDED, JobState, RoundState
 from coordinator.store.engine import open_engine
 from coordinator.store.migrate import upgrade
 from coordinator.store.rounds import SqlJobStore
+from shared.secagg.messages import RECORD
+from shared.session import RunTask
 from tests.job_place import Place, add_devices
-from tests.memory_fleet import MemoryFleet
+from tests.memory_fleet import MemoryAgent, MemoryFleet
 
 WRITES = ("create", "change", "begin", "advance", "note", "commit", "abandon", "abandon_open")
 KEY = "once"
@@ -196,3 +198,33 @@ def test_six_rounds_are_three_rounds_a_restart_and_three_more(place: Place, stra
 
     assert [place.losses(one) for one in place.store.jobs()] == [[], []]
     assert all((resumed[name] == straight[name]).all() for name in straight)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["in the open", "in secret"])
+def test_no_device_is_asked_anything_before_the_transition_that_led_there_is_written(
+    tmp_path: Path, secure: bool
+) -> None:
+    """Transitions that nobody saw may share a transaction; these are seen."""
+    place = Place(MemoryFleet(), MemoryJobStore(), tmp_path)
+    seen: set[tuple[str, RoundState]] = set()
+
+    def note(agent: MemoryAgent, task: RunTask) -> None:
+        content = agent._content(task.parts)
+        phase = str(content.config_records[RECORD]["phase"]) if RECORD in content else "plain"
+        row = place.store.rounds(task.job_id)[-1]
+        seen.add((f"{task.message_type} {phase}", row.state))
+
+    for agent in place.fleet.agents.values():
+        agent.before = note
+    place.fleet.attach_all()
+    evaluate = "[evaluate]\nevery = 1\nmetrics = { accuracy = 1.0 }\n"
+    job = place.run(place.toml(rounds=2, secure=secure, more=evaluate))
+
+    assert job.state is JobState.COMPLETED
+    phases = {"keys": RoundState.SELECTED, "shares": RoundState.KEYS}
+    phases |= {"masked": RoundState.SHARES, "unmasked": RoundState.MASKED}
+    asked = phases if secure else {"plain": RoundState.SELECTED}
+    expected = {(f"train {phase}", state) for phase, state in asked.items()}
+    assert seen == expected | {(f"evaluate {phase}", RoundState.AGGREGATED) for phase in asked}
+    place.services[0].close()
+    place.fleet.close()

@@ -5,6 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,44 @@ async def test_a_task_that_wants_too_much_memory_costs_that_task(tmp_path: Path,
         assert outcome.error_code != 0
         assert "MemoryError" in outcome.error_reason or "died" in outcome.error_reason
         assert (await trainer.run(echo(2, Piece(inline=small)))).error_code == 0
+    finally:
+        await trainer.release()
+
+
+LOUD = """
+from flwr.app import MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from shared.flower import reply_with
+
+def build(mods):
+    app = ClientApp(mods=list(mods))
+
+    @app.train()
+    def train(message, context):
+        for _ in range(60):
+            print("x" * 10_000, flush=True)
+        return reply_with(message, RecordDict({"metrics": MetricRecord({"num-examples": 1})}))
+
+    return app
+"""
+
+
+async def test_an_app_that_prints_a_lot_is_not_held_up(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads the trainer's standard output once it is ready; a pipe holds 64 KiB."""
+    installed = tmp_path / "site" / "loud-1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[shoal.client_apps]\nloud = loud:build\n")
+    (installed.parent / "loud.py").write_text(LOUD)
+    monkeypatch.setenv("PYTHONPATH", str(installed.parent))
+    trainer = ProcessTrainer(tmp_path / "t.sock", device(tmp_path, "dev-1", authority), Limits())
+    records = encode_records(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(3, np.float32))})}))
+    try:
+        task = replace(echo(1, Piece(inline=records)), client_app="loud", timeout_s=30.0)
+        outcome = await trainer.run(task)
+        assert (outcome.error_code, outcome.error_reason) == (0, "")
     finally:
         await trainer.release()
 
@@ -174,9 +213,8 @@ async def test_three_trainers_add_up_in_secret(tmp_path: Path, authority: Author
         trainers[node] = ProcessTrainer(tmp_path / f"{node}.sock", settings, Limits(memory_mib=1024))
     inner = TrainerGrid(trainers, asyncio.get_running_loop())
     metrics = {"train_loss": (0.0, 100.0), "eval_acc_before": (0.0, 1.0), "eval_loss_before": (0.0, 100.0)}
-    grid = SecureGrid(
-        inner, SecureConfig(train_metrics=metrics), FleetVerifier(authority.certificate_der, SystemClock().now)
-    )
+    verifier = FleetVerifier(authority.certificate_der, SystemClock().now)
+    grid = SecureGrid(inner, SecureConfig(train_metrics=metrics), verifier, client_app="softmax")
     arrays = {"weight": Array(np.zeros((3, 16), np.float32)), "bias": Array(np.zeros(3, np.float32))}
 
     def messages() -> list[Message]:

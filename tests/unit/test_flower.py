@@ -1,6 +1,7 @@
 """`shared.flower` against the pinned flwr: each private name it touches, and the encoding of records."""
 
 import importlib.metadata
+import json
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ from shared.flower import (
     assume_identity,
     decode_records,
     encode_records,
+    inputs_digest,
     like,
     new_message,
     pack_words,
@@ -35,6 +37,7 @@ from shared.flower import (
     weighted_mean_of_metrics,
     with_content,
 )
+from shared.ids import Digest
 
 METADATA = (
     "run_id",
@@ -257,6 +260,7 @@ def test_packed_words_that_are_not_what_they_say_are_malformed(array: Array) -> 
 
 # ---- records as bytes
 
+NAMES = st.text(st.characters().filter(str.isprintable), max_size=5)
 SCALARS = st.one_of(
     st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=5), st.binary(max_size=5), st.booleans()
 )
@@ -275,9 +279,9 @@ ARRAYS = st.builds(
     st.sampled_from([SType.NUMPY, "ours"]),
 )
 RECORDS = st.one_of(
-    st.dictionaries(st.text(max_size=5), st.one_of(SCALARS, LISTS), max_size=4).map(ConfigRecord),
-    st.dictionaries(st.text(max_size=5), NUMBERS, max_size=4).map(MetricRecord),  # type: ignore[arg-type]
-    st.dictionaries(st.text(max_size=5), ARRAYS, max_size=4).map(ArrayRecord),
+    st.dictionaries(NAMES, st.one_of(SCALARS, LISTS), max_size=4).map(ConfigRecord),
+    st.dictionaries(NAMES, NUMBERS, max_size=4).map(MetricRecord),  # type: ignore[arg-type]
+    st.dictionaries(NAMES, ARRAYS, max_size=4).map(ArrayRecord),
 )
 
 
@@ -288,12 +292,105 @@ def plain(records: RecordDict) -> list[Any]:
     ]
 
 
-@given(st.dictionaries(st.text(max_size=5), RECORDS, max_size=4))
+@given(st.dictionaries(NAMES, RECORDS, max_size=4))
 def test_any_records_come_back_from_their_bytes_in_order_and_type(content: dict[str, Any]) -> None:
     records = RecordDict(content)
     blob = encode_records(records)
     assert plain(decode_records(blob)) == plain(records)
     assert encode_records(decode_records(blob)) == blob
+
+
+@given(st.dictionaries(NAMES, RECORDS, max_size=4), st.randoms())
+def test_what_arrives_has_the_digest_of_what_was_sent_whatever_the_order(content: dict[str, Any], random: Any) -> None:
+    sent = RecordDict(content)
+    shuffled = list(decode_records(encode_records(sent)).items())
+    random.shuffle(shuffled)
+    values: dict[str, Any] = {}
+    for name, record in shuffled:
+        items: Any = dict(list(record.items())[::-1])
+        values[name] = record if isinstance(record, ArrayRecord) else type(record)(items)
+    one = inputs_digest(sent, message_type="train", client_app="app")
+    assert inputs_digest(RecordDict(values), message_type="train", client_app="app") == one
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str, str]] = {
+    "another value in an array": ({"arrays": ArrayRecord({"w": Array(np.ones(2) * 2)})}, "train", "app"),
+    "another array": ({"arrays": ArrayRecord({"v": Array(np.ones(2))})}, "train", "app"),
+    "another record's name": ({"weights": ArrayRecord({"w": Array(np.ones(2))})}, "train", "app"),
+    "another setting": ({"config": ConfigRecord({"lr": 0.2})}, "train", "app"),
+    "a setting of another type": ({"config": ConfigRecord({"lr": "0.1"})}, "train", "app"),
+    "a setting too many": ({"config": ConfigRecord({"lr": 0.1, "x": 1})}, "train", "app"),
+    "a record too many": ({"more": ConfigRecord({})}, "train", "app"),
+    "another kind of task": ({}, "train.other", "app"),
+    "another app": ({}, "train", "echo"),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "app"), DIFFERENT.values(), ids=DIFFERENT)
+def test_inputs_have_another_digest_with(change: dict[str, Any], kind: str, app: str) -> None:
+    def inputs() -> RecordDict:
+        arrays = ArrayRecord({"w": Array(np.ones(2))})
+        return RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.1})})
+
+    changed = RecordDict({**inputs(), **change})
+    if "weights" in change:
+        del changed["arrays"]
+    one = inputs_digest(inputs(), message_type="train", client_app="app")
+    assert inputs_digest(changed, message_type=kind, client_app=app) != one
+
+
+def test_a_digest_that_is_known_spares_the_hashing_only_until_the_record_changes() -> None:
+    records = RecordDict({"arrays": ArrayRecord({"w": Array(np.ones(2))})})
+    blob = encode_records(records)
+    arrived = decode_records(blob, Digest("f" * 64))  # as if somebody had hashed it to this
+    known = inputs_digest(arrived, message_type="train", client_app="app")
+    honest = inputs_digest(records, message_type="train", client_app="app")
+    assert known != honest
+
+    arrived.array_records["arrays"]["w"] = Array(np.ones(2))
+    assert inputs_digest(arrived, message_type="train", client_app="app") == honest
+    renamed = RecordDict({"other": decode_records(blob, Digest("f" * 64)).array_records["arrays"]})
+    again = RecordDict({"other": records.array_records["arrays"]})
+    for kind in ("train", "evaluate"):
+        one = inputs_digest(renamed, message_type=kind, client_app="app")
+        assert one == inputs_digest(again, message_type=kind, client_app="app")
+
+
+@pytest.mark.parametrize("number", [10**30, -(2**63) - 1, 2**64])
+def test_an_integer_that_64_bits_do_not_hold_is_malformed(number: int) -> None:
+    for value in (number, [1, number]):
+        blob = encode_records(RecordDict({"m": MetricRecord({"x": 1})})).replace(
+            b"1}", f"{json.dumps(value)}}}".encode()
+        )
+        blob = (len(blob) - 8).to_bytes(8, "little") + blob[8:]
+        with pytest.raises(Malformed, match="64 bits"):
+            decode_records(blob)
+    most = RecordDict({"m": MetricRecord({"low": -(2**63), "high": 2**63 - 1})})
+    assert plain(decode_records(encode_records(most))) == plain(most)
+
+
+HOSTILE_NAMES = {
+    "a lone surrogate": "\ud800",
+    "NUL": "\0",
+    "an escape sequence": "\x1b[2J",
+    "a line break": "a\nb",
+    "endless": "x" * 1001,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES)
+def test_a_name_that_would_harm_a_terminal_or_a_database_is_malformed(name: str) -> None:
+    array = ArrayRecord({"w": Array(np.ones(2))})
+    for content in ({name: array}, {"a": ArrayRecord({name: array["w"]})}, {"m": MetricRecord({name: 1})}):
+        with pytest.raises(Malformed) as caught:
+            decode_records(encode_records(RecordDict(content)))  # type: ignore[arg-type]
+        assert str(caught.value).isprintable()
+
+
+def test_text_that_is_no_unicode_is_malformed() -> None:
+    for value in ("\ud800", ["\ud800"]):
+        with pytest.raises(Malformed):
+            decode_records(encode_records(RecordDict({"c": ConfigRecord({"name": value})})))
 
 
 def test_numbers_that_json_has_no_name_for_come_back() -> None:

@@ -106,7 +106,7 @@ def test_any_threshold_a_config_gives_is_one_that_devices_accept(clients: int, s
     config = SecureConfig(threshold_share=share)
     threshold = config.threshold(clients)
     assert threshold <= clients
-    Policy().check(Terms("r", clients, threshold, ""))
+    Policy().check(Terms("r", clients, threshold, "", ""))
     assert config.quorum(clients) >= max(threshold, 3)
 
 

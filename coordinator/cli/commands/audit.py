@@ -1,17 +1,15 @@
 """`coordinator audit`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("audit")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="The newest so many.")
 @json_option
-@home_option
-def command(home: Path, limit: int, as_json: bool) -> None:
+@where_option
+def command(where: Where, limit: int, as_json: bool) -> None:
     """Show who changed what, newest last.
 
     \b
@@ -22,7 +20,7 @@ def command(home: Path, limit: int, as_json: bool) -> None:
     from coordinator.cli.render import moment, print_json, print_table, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         entries = stub.ListAudit(admin_pb2.ListAuditRequest(limit=limit), timeout=CALL_TIMEOUT_S).entries
     if as_json:
         print_json([to_plain(entry) for entry in entries])

@@ -1,17 +1,15 @@
 """`coordinator device list`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("list")
 @click.option("--cohort", default="", help="Only these, e.g. 'site=lab, share=25%'.")
 @json_option
-@home_option
-def command(home: Path, cohort: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, cohort: str, as_json: bool) -> None:
     """List devices, what they serve and whether they are connected.
 
     \b
@@ -21,7 +19,7 @@ def command(home: Path, cohort: str, as_json: bool) -> None:
     from coordinator.cli.render import labels, moment, print_json, print_table, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         devices = stub.ListDevices(admin_pb2.ListDevicesRequest(cohort=cohort), timeout=CALL_TIMEOUT_S).devices
     if as_json:
         print_json([to_plain(device) for device in devices])

@@ -1,17 +1,15 @@
 """`coordinator device release`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import home_option, json_option
+from coordinator.cli.client import Where, json_option, where_option
 
 
 @click.command("release")
 @click.argument("device")
 @json_option
-@home_option
-def command(home: Path, device: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, device: str, as_json: bool) -> None:
     """Take a device out of quarantine.
 
     \b
@@ -19,4 +17,4 @@ def command(home: Path, device: str, as_json: bool) -> None:
     """
     from coordinator.cli.device import call_and_show
 
-    call_and_show(home, "ReleaseDevice", device, as_json=as_json)
+    call_and_show(where, "ReleaseDevice", device, as_json=as_json)

@@ -1,17 +1,15 @@
 """`coordinator job show`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("show")
 @click.argument("job")
 @json_option
-@home_option
-def command(home: Path, job: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, job: str, as_json: bool) -> None:
     """Show one job, by id or name.
 
     \b
@@ -20,6 +18,6 @@ def command(home: Path, job: str, as_json: bool) -> None:
     from coordinator.cli.job import show_job
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.GetJob(admin_pb2.JobRequest(job=job), timeout=CALL_TIMEOUT_S)
     show_job(answer, as_json=as_json)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("submit")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--key", default="", help="Submitting again with the same key gives the same job.")
 @json_option
-@home_option
-def command(home: Path, file: Path, key: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, file: Path, key: str, as_json: bool) -> None:
     """Check a job file whole and start it. Watch it with `job watch`.
 
     \b
@@ -23,6 +23,6 @@ def command(home: Path, file: Path, key: str, as_json: bool) -> None:
     from protos.fleet.v1 import admin_pb2
 
     request = admin_pb2.SubmitJobRequest(toml=file.read_text(encoding="utf-8"), idempotency_key=key)
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.SubmitJob(request, timeout=CALL_TIMEOUT_S)
     show_job(answer, as_json=as_json)

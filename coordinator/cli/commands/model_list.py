@@ -1,16 +1,14 @@
 """`coordinator model list`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("list")
 @json_option
-@home_option
-def command(home: Path, as_json: bool) -> None:
+@where_option
+def command(where: Where, as_json: bool) -> None:
     """List signed releases.
 
     \b
@@ -21,7 +19,7 @@ def command(home: Path, as_json: bool) -> None:
     from coordinator.cli.render import moment, print_json, print_table, share, size, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         models = stub.ListModels(admin_pb2.ListModelsRequest(), timeout=CALL_TIMEOUT_S).models
     if as_json:
         print_json([to_plain(model) for model in models])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, home_option, json_option
 
 
 @click.command("publish")
@@ -22,6 +22,6 @@ def command(home: Path, bundle: Path, name: str, as_json: bool) -> None:
     from protos.fleet.v1 import admin_pb2
 
     request = admin_pb2.PublishModelRequest(name=name, bundle_path=str(bundle.resolve()))
-    with admin(home) as stub:
+    with admin(Where(home)) as stub:
         answer = stub.PublishModel(request, timeout=CALL_TIMEOUT_S)
     show_model(answer, as_json=as_json)

@@ -1,16 +1,14 @@
 """`coordinator rollout list`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("list")
 @json_option
-@home_option
-def command(home: Path, as_json: bool) -> None:
+@where_option
+def command(where: Where, as_json: bool) -> None:
     """List rollouts, newest last.
 
     \b
@@ -19,7 +17,7 @@ def command(home: Path, as_json: bool) -> None:
     from coordinator.cli.render import moment, print_json, print_table, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         rollouts = stub.ListRollouts(admin_pb2.ListRolloutsRequest(), timeout=CALL_TIMEOUT_S).rollouts
     if as_json:
         print_json([to_plain(item) for item in rollouts])

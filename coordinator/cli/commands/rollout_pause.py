@@ -1,18 +1,16 @@
 """`coordinator rollout pause`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("pause")
 @click.argument("rollout")
 @click.option("--reason", default="", help="Written to the audit log.")
 @json_option
-@home_option
-def command(home: Path, rollout: str, reason: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, rollout: str, reason: str, as_json: bool) -> None:
     """Offer the release to no further device until `rollout resume`.
 
     \b
@@ -21,6 +19,6 @@ def command(home: Path, rollout: str, reason: str, as_json: bool) -> None:
     from coordinator.cli.rollout import show_rollout
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.PauseRollout(admin_pb2.RolloutRequest(rollout=rollout, reason=reason), timeout=CALL_TIMEOUT_S)
     show_rollout(answer, as_json=as_json)

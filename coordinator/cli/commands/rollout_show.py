@@ -1,17 +1,15 @@
 """`coordinator rollout show`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("show")
 @click.argument("rollout")
 @json_option
-@home_option
-def command(home: Path, rollout: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, rollout: str, as_json: bool) -> None:
     """Show a rollout, device by device, with each device's signed measurements.
 
     \b
@@ -20,6 +18,6 @@ def command(home: Path, rollout: str, as_json: bool) -> None:
     from coordinator.cli.rollout import show_rollout
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.GetRollout(admin_pb2.RolloutRequest(rollout=rollout), timeout=CALL_TIMEOUT_S)
     show_rollout(answer, as_json=as_json)

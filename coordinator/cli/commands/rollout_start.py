@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("start")
@@ -13,8 +13,8 @@ from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_opti
 @click.option("--plan", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Stages and gates (TOML).")
 @click.option("--cohort", default="", help="Only these devices; all if not given.")
 @json_option
-@home_option
-def command(home: Path, model: str, release: int, plan: Path | None, cohort: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, model: str, release: int, plan: Path | None, cohort: str, as_json: bool) -> None:
     """Bring a release to devices in stages: one canary, a quarter, then all, unless --plan says otherwise.
 
     \b
@@ -27,6 +27,6 @@ def command(home: Path, model: str, release: int, plan: Path | None, cohort: str
     request = admin_pb2.StartRolloutRequest(
         model=model, release=release, cohort=cohort, plan_toml=plan.read_text(encoding="utf-8") if plan else ""
     )
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.StartRollout(request, timeout=CALL_TIMEOUT_S)
     show_rollout(answer, as_json=as_json)

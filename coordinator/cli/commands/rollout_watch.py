@@ -1,17 +1,15 @@
 """`coordinator rollout watch`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import admin, home_option, json_option
+from coordinator.cli.client import Where, admin, json_option, where_option
 
 
 @click.command("watch")
 @click.argument("rollout")
 @json_option
-@home_option
-def command(home: Path, rollout: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, rollout: str, as_json: bool) -> None:
     """Follow a rollout until it ends. With --json, one snapshot a line.
 
     \b
@@ -22,7 +20,7 @@ def command(home: Path, rollout: str, as_json: bool) -> None:
     from coordinator.cli.render import print_line, print_text, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         for snapshot in stub.WatchRollout(admin_pb2.RolloutRequest(rollout=rollout)):
             if as_json:
                 print_line(to_plain(snapshot))

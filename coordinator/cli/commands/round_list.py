@@ -1,17 +1,15 @@
 """`coordinator round list`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("list")
 @click.argument("job")
 @json_option
-@home_option
-def command(home: Path, job: str, as_json: bool) -> None:
+@where_option
+def command(where: Where, job: str, as_json: bool) -> None:
     """List a job's rounds, abandoned attempts included.
 
     \b
@@ -20,7 +18,7 @@ def command(home: Path, job: str, as_json: bool) -> None:
     from coordinator.cli.render import print_json, print_table, share, size, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    with admin(home) as stub:
+    with admin(where) as stub:
         rounds = stub.ListRounds(admin_pb2.JobRequest(job=job), timeout=CALL_TIMEOUT_S).rounds
     if as_json:
         print_json([to_plain(item) for item in rounds])

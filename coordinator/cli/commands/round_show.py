@@ -1,10 +1,8 @@
 """`coordinator round show`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("show")
@@ -12,8 +10,8 @@ from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_opti
 @click.argument("round_number", metavar="ROUND", type=click.IntRange(1))
 @click.option("--attempt", default=0, help="Which try; the committed one if not given.")
 @json_option
-@home_option
-def command(home: Path, job: str, round_number: int, attempt: int, as_json: bool) -> None:
+@where_option
+def command(where: Where, job: str, round_number: int, attempt: int, as_json: bool) -> None:
     """Show what each device did in a round: counted, dropped, recovered or rejected, and why.
 
     \b
@@ -23,7 +21,7 @@ def command(home: Path, job: str, round_number: int, attempt: int, as_json: bool
     from protos.fleet.v1 import admin_pb2
 
     request = admin_pb2.RoundRequest(job=job, round=round_number, attempt=attempt)
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.GetRound(request, timeout=CALL_TIMEOUT_S)
     if as_json:
         print_json(to_plain(answer))

@@ -1,10 +1,8 @@
 """`coordinator token create`."""
 
-from pathlib import Path
-
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_option
+from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
 
 
 @click.command("create")
@@ -13,9 +11,9 @@ from coordinator.cli.client import CALL_TIMEOUT_S, admin, home_option, json_opti
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Given to the device that joins.")
 @click.option("--require-approval", is_flag=True, help="The device waits until `device approve`.")
 @json_option
-@home_option
+@where_option
 def command(
-    home: Path, count: int, valid_for: float, labels: tuple[str, ...], require_approval: bool, as_json: bool
+    where: Where, count: int, valid_for: float, labels: tuple[str, ...], require_approval: bool, as_json: bool
 ) -> None:
     """Make single-use join tokens. They are shown once and stored hashed.
 
@@ -30,7 +28,7 @@ def command(
     request = admin_pb2.CreateTokenRequest(
         valid_for_s=valid_for * 3600, labels=parse_labels(labels), require_approval=require_approval, count=count
     )
-    with admin(home) as stub:
+    with admin(where) as stub:
         answer = stub.CreateToken(request, timeout=CALL_TIMEOUT_S)
     if as_json:
         print_json(to_plain(answer))

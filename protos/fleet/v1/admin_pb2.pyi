@@ -397,3 +397,65 @@ class AuditEntry(_message.Message):
     subject: str
     detail_json: str
     def __init__(self, id: _Optional[int] = ..., at: _Optional[float] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., detail_json: _Optional[str] = ...) -> None: ...
+
+class IssueAdminRequest(_message.Message):
+    __slots__ = ("name", "csr_der", "valid_for_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CSR_DER_FIELD_NUMBER: _ClassVar[int]
+    VALID_FOR_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    csr_der: bytes
+    valid_for_s: float
+    def __init__(self, name: _Optional[str] = ..., csr_der: _Optional[bytes] = ..., valid_for_s: _Optional[float] = ...) -> None: ...
+
+class IssueAdminResponse(_message.Message):
+    __slots__ = ("certificate_der", "ca_certificate_der", "expires_at", "fleet_address")
+    CERTIFICATE_DER_FIELD_NUMBER: _ClassVar[int]
+    CA_CERTIFICATE_DER_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    FLEET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    certificate_der: bytes
+    ca_certificate_der: bytes
+    expires_at: float
+    fleet_address: str
+    def __init__(self, certificate_der: _Optional[bytes] = ..., ca_certificate_der: _Optional[bytes] = ..., expires_at: _Optional[float] = ..., fleet_address: _Optional[str] = ...) -> None: ...
+
+class ListAdminsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAdminsResponse(_message.Message):
+    __slots__ = ("admins",)
+    ADMINS_FIELD_NUMBER: _ClassVar[int]
+    admins: _containers.RepeatedCompositeFieldContainer[AdminIdentity]
+    def __init__(self, admins: _Optional[_Iterable[_Union[AdminIdentity, _Mapping]]] = ...) -> None: ...
+
+class RevokeAdminRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class AdminIdentity(_message.Message):
+    __slots__ = ("name", "issued_at", "expires_at", "revoked_at")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    issued_at: float
+    expires_at: float
+    revoked_at: float
+    def __init__(self, name: _Optional[str] = ..., issued_at: _Optional[float] = ..., expires_at: _Optional[float] = ..., revoked_at: _Optional[float] = ...) -> None: ...
+
+class RotateKeysRequest(_message.Message):
+    __slots__ = ("role",)
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    def __init__(self, role: _Optional[str] = ...) -> None: ...
+
+class RotateKeysResponse(_message.Message):
+    __slots__ = ("root_version",)
+    ROOT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    root_version: int
+    def __init__(self, root_version: _Optional[int] = ...) -> None: ...

@@ -159,6 +159,26 @@ class AdminStub:
                 request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.IssueAdmin = channel.unary_unary(
+                '/fleet.v1.Admin/IssueAdmin',
+                request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.IssueAdminRequest.SerializeToString,
+                response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.IssueAdminResponse.FromString,
+                _registered_method=True)
+        self.ListAdmins = channel.unary_unary(
+                '/fleet.v1.Admin/ListAdmins',
+                request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAdminsRequest.SerializeToString,
+                response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAdminsResponse.FromString,
+                _registered_method=True)
+        self.RevokeAdmin = channel.unary_unary(
+                '/fleet.v1.Admin/RevokeAdmin',
+                request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RevokeAdminRequest.SerializeToString,
+                response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.AdminIdentity.FromString,
+                _registered_method=True)
+        self.RotateKeys = channel.unary_unary(
+                '/fleet.v1.Admin/RotateKeys',
+                request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RotateKeysRequest.SerializeToString,
+                response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RotateKeysResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -316,6 +336,33 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueAdmin(self, request, context):
+        """local alone: an admin makes no other admins from afar
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdmins(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeAdmin(self, request, context):
+        """local alone, as issuing is
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKeys(self, request, context):
+        """local alone: fresh keys for a role of release metadata
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -443,6 +490,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAuditRequest.FromString,
                     response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'IssueAdmin': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueAdmin,
+                    request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.IssueAdminRequest.FromString,
+                    response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.IssueAdminResponse.SerializeToString,
+            ),
+            'ListAdmins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdmins,
+                    request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAdminsRequest.FromString,
+                    response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListAdminsResponse.SerializeToString,
+            ),
+            'RevokeAdmin': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeAdmin,
+                    request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RevokeAdminRequest.FromString,
+                    response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.AdminIdentity.SerializeToString,
+            ),
+            'RotateKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeys,
+                    request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RotateKeysRequest.FromString,
+                    response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RotateKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1120,6 +1187,114 @@ class Admin:
             '/fleet.v1.Admin/ListAudit',
             protos_dot_fleet_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
             protos_dot_fleet_dot_v1_dot_admin__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueAdmin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/IssueAdmin',
+            protos_dot_fleet_dot_v1_dot_admin__pb2.IssueAdminRequest.SerializeToString,
+            protos_dot_fleet_dot_v1_dot_admin__pb2.IssueAdminResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdmins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListAdmins',
+            protos_dot_fleet_dot_v1_dot_admin__pb2.ListAdminsRequest.SerializeToString,
+            protos_dot_fleet_dot_v1_dot_admin__pb2.ListAdminsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeAdmin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RevokeAdmin',
+            protos_dot_fleet_dot_v1_dot_admin__pb2.RevokeAdminRequest.SerializeToString,
+            protos_dot_fleet_dot_v1_dot_admin__pb2.AdminIdentity.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RotateKeys',
+            protos_dot_fleet_dot_v1_dot_admin__pb2.RotateKeysRequest.SerializeToString,
+            protos_dot_fleet_dot_v1_dot_admin__pb2.RotateKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

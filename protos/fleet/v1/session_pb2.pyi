@@ -15,20 +15,18 @@ class Part(_message.Message):
     def __init__(self, inline: _Optional[bytes] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class AgentEvent(_message.Message):
-    __slots__ = ("event_id", "hello", "heartbeat", "ack", "task_result", "install_report")
+    __slots__ = ("event_id", "hello", "heartbeat", "task_result", "install_report")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
-    ACK_FIELD_NUMBER: _ClassVar[int]
     TASK_RESULT_FIELD_NUMBER: _ClassVar[int]
     INSTALL_REPORT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     hello: Hello
     heartbeat: Heartbeat
-    ack: CommandAck
     task_result: TaskResult
     install_report: InstallReport
-    def __init__(self, event_id: _Optional[str] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ack: _Optional[_Union[CommandAck, _Mapping]] = ..., task_result: _Optional[_Union[TaskResult, _Mapping]] = ..., install_report: _Optional[_Union[InstallReport, _Mapping]] = ...) -> None: ...
+    def __init__(self, event_id: _Optional[str] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., task_result: _Optional[_Union[TaskResult, _Mapping]] = ..., install_report: _Optional[_Union[InstallReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("agent_version", "profile_json", "labels", "serving", "running_tasks")
@@ -68,12 +66,6 @@ class Heartbeat(_message.Message):
     SERVING_FIELD_NUMBER: _ClassVar[int]
     serving: _containers.RepeatedCompositeFieldContainer[Serving]
     def __init__(self, serving: _Optional[_Iterable[_Union[Serving, _Mapping]]] = ...) -> None: ...
-
-class CommandAck(_message.Message):
-    __slots__ = ("command_id",)
-    COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
-    command_id: str
-    def __init__(self, command_id: _Optional[str] = ...) -> None: ...
 
 class TaskResult(_message.Message):
     __slots__ = ("task_id", "parts", "error_code", "error_reason")

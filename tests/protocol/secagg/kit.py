@@ -64,7 +64,7 @@ class Round:
     vectors: dict[int, Words] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.terms = Terms(f"round-{os.urandom(4).hex()}", self.size, self.threshold, "0" * 64)
+        self.terms = Terms(f"round-{os.urandom(4).hex()}", self.size, self.threshold, "0" * 64, "1" * 64)
         self.server = Server(self.terms, self.length, self.authority)
         self.identities = {i: self.authority.enrol(f"dev-{i}") for i in range(1, self.size + 1)}
         self.clients = {i: Client(self.terms, i, self.policy) for i in self.identities}

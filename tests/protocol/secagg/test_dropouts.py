@@ -32,7 +32,7 @@ class Enumeration:
     """Every chain K ⊇ S ⊇ M ⊇ R of who answers in each phase. Clients are values: a prefix is worked out once."""
 
     def __init__(self, threshold: int) -> None:
-        self.terms = Terms("enumeration", len(GROUP), threshold, "0" * 64)
+        self.terms = Terms("enumeration", len(GROUP), threshold, "0" * 64, "1" * 64)
         self.verifier = UnsignedVerifier()
         self.vectors: dict[int, Words] = Round(len(GROUP), threshold).vectors
         self.started: dict[int, tuple[Client, Advert]] = {

@@ -26,7 +26,7 @@ WEAK_TERMS = {
 
 @pytest.mark.parametrize(("clients", "threshold", "minimum"), WEAK_TERMS.values(), ids=WEAK_TERMS)
 def test_terms_that_do_not_protect_a_device_are_refused(clients: int, threshold: int, minimum: int) -> None:
-    client = Client(Terms("r", clients, threshold, ""), 1, Policy(min_clients=minimum))
+    client = Client(Terms("r", clients, threshold, "", ""), 1, Policy(min_clients=minimum))
     with pytest.raises(ProtocolError):
         client.advertise(Authority().enrol("dev-1"), os.urandom)
     assert client.state is ClientState.NEW

@@ -12,6 +12,7 @@ from edge_agent.link.credentials import Credentials, Membership, store_membershi
 from edge_agent.link.transfer import Cache
 from shared.clock import ManualClock
 from shared.errors import Corrupt, Malformed, NotFound, SignatureInvalid
+from shared.ids import digest_of
 from shared.signing.certificates import Authority, check_csr, generate_key, make_csr
 from shared.signing.identity import DeviceIdentity
 
@@ -39,9 +40,32 @@ def test_the_cache_forgets_the_least_recently_used(tmp_path: Path) -> None:
     for age, digest in enumerate(digests):
         os.utime(cache.blobs.path(digest), (1000 + age, 1000 + age))
     cache.use(digests[0])
-    cache.prune()
+    cache.prune(now=2000.0)
     assert [cache.blobs.has(digest) for digest in digests] == [True, False, True]
     assert cache.use(digests[1]) is None
+
+
+def test_a_blob_that_a_former_process_left_damaged_is_not_used(tmp_path: Path) -> None:
+    digest = Cache(tmp_path, 1000).blobs.write(b"what was meant")
+    path = Cache(tmp_path, 1000).use(digest)
+    assert path is not None
+    path.write_bytes(b"what a crash left")
+    cache = Cache(tmp_path, 1000)
+    assert cache.use(digest) is None
+    assert not cache.blobs.has(digest)
+    cache.blobs.append(digest, 0, b"what was meant")
+    cache.finish(digest)
+    assert cache.use(digest) == path
+
+
+def test_a_download_that_nobody_went_on_with_is_forgotten(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1000)
+    old, young = digest_of(b"old"), digest_of(b"young")
+    for digest, at in ((old, 1000.0), (young, 80_000.0)):
+        cache.blobs.append(digest, 0, b"x")
+        os.utime(tmp_path / "arriving" / digest, (at, at))
+    cache.prune(now=100_000.0)
+    assert (cache.blobs.received(old), cache.blobs.received(young)) == (0, 1)
 
 
 @pytest.fixture

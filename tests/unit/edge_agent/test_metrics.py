@@ -10,7 +10,7 @@ from edge_agent.inference.ports import ModelStatus, ServiceStatus, SlotStatus
 from edge_agent.journal import Journal, Proven
 from edge_agent.metrics import LastTask, Sampler, Traffic, model_samples
 from shared.clock import ManualClock
-from shared.errors import Unavailable
+from shared.errors import StorageFull, Unavailable
 from shared.ids import Digest
 from shared.session import Histogram, MetricBatch
 
@@ -113,6 +113,23 @@ async def test_batches_wait_on_disk_until_they_are_acknowledged(journal: Journal
     await found.flush()
     await found.flush()
     assert coordinator.stored == [1, 2, 3]
+    assert journal.spool_size() == 0
+
+
+async def test_a_full_disk_under_a_report_ends_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    coordinator = Coordinator()
+    coordinator.away = False
+    found = sampler(journal, coordinator)
+    await found.sample()
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "forget", full)
+        await found.flush()
+    assert journal.spool_size() == 1
+    await found.flush()
+    assert coordinator.stored == [1, 1]  # the coordinator counts a number once
     assert journal.spool_size() == 0
 
 

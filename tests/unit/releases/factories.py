@@ -15,7 +15,7 @@ from shared.errors import Unavailable
 from shared.files import write_atomic
 from shared.ids import CommandId, DeviceId, RolloutId, digest_of
 from shared.session import Command, Hello, Install, InstallReport, Order, Serving, Withdraw
-from shared.signing.certificates import Authority, generate_key, make_csr
+from shared.signing.certificates import Authority, Role, generate_key, make_csr
 from shared.signing.identity import DeviceIdentity, FleetVerifier
 from shared.signing.manifest import FILES, FileEntry, Manifest
 from shared.signing.receipts import Receipt, sign_receipt
@@ -106,10 +106,10 @@ class Device:
         data, signature = sign_receipt(self.identity, replace(receipt, device=self.id, rollout_id=rollout))
         return InstallReport(CommandId("cmd-1"), rollout, data, signature, self.identity.certificate)
 
-    def renew(self, authority: Authority) -> None:
+    def renew(self, authority: Authority, role: Role = "device") -> None:
         """A fresh key and certificate, as after `Enrolment.Renew`."""
         key = generate_key()
-        certificate = authority.issue(make_csr(key, self.id), self.id, "device", now=NOW, valid_for_s=86_400.0)
+        certificate = authority.issue(make_csr(key, self.id), self.id, role, now=NOW, valid_for_s=86_400.0)
         self.certificate, self.identity = certificate, DeviceIdentity(self.id, key, certificate)
 
 

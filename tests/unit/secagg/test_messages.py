@@ -9,19 +9,20 @@ from hypothesis import strategies as st
 from shared.errors import Malformed
 from shared.secagg.fields import MAX_ROWS
 from shared.secagg.keys import Secret
-from shared.secagg.messages import Advert, Deal, Inbox, Letter, Reveal, Roster, UnmaskRequest
+from shared.secagg.messages import Advert, Complaint, Deal, Inbox, Letter, Reveal, Roster, UnmaskRequest
 from shared.secagg.terms import Settings, Terms
 
 ADVERT = Advert(1, "dev-1", b"s" * 32, b"m" * 32, b"certificate", b"signature")
 LETTERS = (Letter(1, b"", b"k1", b"s1"), Letter(2, b"box", b"k2", b"s2"))
 MESSAGES: dict[str, Any] = {
-    "terms": Terms("round", 5, 3, "d" * 64),
+    "terms": Terms("round", 5, 3, "d" * 64, "e" * 64),
     "settings": Settings(ranges={"w*": 3.0}),
     "advert": ADVERT,
     "roster": Roster((ADVERT, Advert(2, "dev-2", b"S" * 32, b"M" * 32, b"c", b"s"))),
     "empty roster": Roster(()),
     "deal": Deal(1, b"digest", LETTERS),
     "inbox": Inbox(LETTERS),
+    "complaint": Complaint((2, 4)),
     "unmask request": UnmaskRequest((1, 2), (3,)),
     "reveal": Reveal(1, {1: Secret(b"a")}, {3: Secret(b"c")}),
 }
@@ -65,7 +66,7 @@ def test_a_list_without_end_is_malformed() -> None:
         UnmaskRequest.from_fields({"seeds_of": [1] * (MAX_ROWS + 1), "keys_of": []})
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"round_id": ""}, {"threshold": 0}, {"threshold": 6}], ids=str)
+@pytest.mark.parametrize("change", [{"version": 1}, {"round_id": ""}, {"threshold": 0}, {"threshold": 6}], ids=str)
 def test_terms_that_make_no_sense_are_malformed(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
         Terms.from_fields({**MESSAGES["terms"].to_fields(), **change})

@@ -1,7 +1,7 @@
-"""metric spools
+"""metric spools, admins
 
-Batches are numbered within a spool, and how far each spool is acknowledged outlives its batches. What is here belongs to
-the spool without a name.
+Admins from afar have rows. Batches are numbered within a spool, and how far each spool is acknowledged outlives its
+batches. What is here belongs to the spool without a name.
 
 Revision ID: 0002
 Revises: 0001
@@ -26,6 +26,16 @@ _ACKNOWLEDGED = """
 
 
 def upgrade() -> None:
+    op.create_table(
+        "admins",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("public_key_sha256", sa.String(length=64), nullable=False),
+        sa.Column("issued_at", sa.Float(), nullable=False),
+        sa.Column("expires_at", sa.Float(), nullable=False),
+        sa.Column("revoked_at", sa.Float(), nullable=True),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_admins")),
+        sa.UniqueConstraint("public_key_sha256", name=op.f("uq_admins_public_key_sha256")),
+    )
     op.create_table(
         "metric_spools",
         sa.Column("device_id", sa.String(length=32), nullable=False),
