@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 CALL_TIMEOUT_S = 60.0
+MAX_NUMBER = 2**31 - 1  # of releases, rounds and attempts
 
 
 @dataclass(frozen=True)

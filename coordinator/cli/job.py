@@ -27,6 +27,10 @@ def show_job(job: Any, *, as_json: bool) -> None:
 def event_line(event: Any) -> str:
     """One line a person can follow."""
     detail = json.loads(event.detail_json or "{}")
-    words = " ".join(f"{key}={value}" for key, value in sorted(detail.items()))
+    words = " ".join(f"{key}={_short(value)}" for key, value in sorted(detail.items()) if key != "round")
     where = f"round {event.round}  " if event.round else ""
     return f"{moment(event.at)}  {where}{event.kind}  {words}".rstrip()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

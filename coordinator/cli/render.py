@@ -11,6 +11,8 @@ from google.protobuf.message import Message
 
 from shared.text import clean_text
 
+NOTHING = "-"  # an empty cell
+GAP = "  "
 CELL_LIMIT = 10_000  # characters; what devices write was cut before
 Column = tuple[str, Callable[[Any], str]]
 
@@ -44,22 +46,79 @@ def print_line(value: Any) -> None:
     click.echo(json.dumps(value, sort_keys=True))
 
 
-def print_table(rows: Iterable[Any], columns: Sequence[Column], *, empty: str) -> None:
-    """A table that fits the terminal; `empty` when there are no rows. Cells are shown as they are: devices wrote some of them."""
+def print_table(rows: Iterable[Any], columns: Sequence[Column], *, empty: str, tail: Column | None = None) -> None:
+    """A row a line; `empty` when there are no rows. On a terminal too narrow for it, `tail` (free text) goes on a line of its
+    own below its row, and what is still too wide is folded. Cells are shown as they are: devices wrote some of them.
+    """
+    shown = [*columns, tail] if tail else list(columns)
+    cells = [[clean_text(cell(row), CELL_LIMIT) for _, cell in shown] for row in rows]
+    if not cells:
+        click.echo(empty)
+        return
+    titles, room = [title for title, _ in shown], _room()
+    if room is None or _widest(titles, cells) <= room:
+        _print_rows(titles, cells)
+        return
+    below = [f"  {titles[-1].lower()}: {row[-1]}" if tail and row[-1] != NOTHING else "" for row in cells]
+    if tail:
+        titles, cells = titles[:-1], [row[:-1] for row in cells]
+    if _widest(titles, cells) <= room:
+        _print_rows(titles, cells, below)
+    else:
+        _print_folded(titles, cells, below)
+
+
+def _room() -> int | None:
+    """Columns of the terminal; None when the output goes to a program, which gets whole rows."""
+    import os
+    import shutil
+    import sys
+
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if narrow else None
+
+
+def _widths(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
+
+
+def _widest(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    widths = _widths(titles, cells)
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _print_rows(titles: Sequence[str], cells: Sequence[Sequence[str]], below: Sequence[str] = ()) -> None:
+    from rich.cells import cell_len
+
+    widths = _widths(titles, cells)
+
+    def line(row: Sequence[str]) -> str:
+        return GAP.join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+    click.echo(click.style(line(titles), bold=True))
+    for row, text in zip(cells, below or [""] * len(cells), strict=True):
+        click.echo(line(row))
+        if text:
+            click.echo(text)
+
+
+def _print_folded(titles: Sequence[str], cells: Sequence[Sequence[str]], below: Sequence[str]) -> None:
+    """The first column, which people copy, stays whole."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(rows)
-    if not rows:
-        click.echo(empty)
-        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, _ in columns:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean_text(cell(row), CELL_LIMIT)) for _, cell in columns))
+    for number, title in enumerate(titles):
+        table.add_column(title, overflow="fold", no_wrap=number == 0)
+    for row in cells:
+        table.add_row(*map(Text, row))
     Console(highlight=False, soft_wrap=False).print(table)
+    for row, text in zip(cells, below, strict=True):
+        if text:
+            click.echo(f"{row[0]}{text}")
 
 
 def print_text(line: str) -> None:
@@ -75,10 +134,13 @@ def print_fields(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def moment(at: float) -> str:
-    """A time in UTC, to the second; empty for 0."""
+    """A time in UTC, to the second; `-` for 0, `never` for one that no calendar holds."""
     if not at:
-        return "-"
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return NOTHING
+    try:
+        return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return "never"
 
 
 def size(number: float) -> str:

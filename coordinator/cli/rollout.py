@@ -28,8 +28,8 @@ def show_rollout(rollout: Any, *, as_json: bool) -> None:
             ("BEFORE", lambda d: share(_receipt(d).get("accuracy_before"))),
             ("AFTER", lambda d: share(_receipt(d).get("accuracy_after"))),
             ("ANSWERS", lambda d: str(_receipt(d).get("answers", "-"))),
-            ("REASON", lambda d: d.reason or "-"),
         ],
+        tail=("REASON", lambda d: d.reason or "-"),
         empty="no devices",
     )
 

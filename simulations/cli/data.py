@@ -13,7 +13,11 @@ def data() -> None:
 @data.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def list_(as_json: bool) -> None:
-    """List the sets, and whether each is on this machine."""
+    """List the sets, and whether each is on this machine.
+
+    \b
+    simulate data list --json
+    """
     import json
 
     from simulations.data import SOURCES, is_here

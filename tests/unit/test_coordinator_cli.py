@@ -1,15 +1,17 @@
 """What the `coordinator` command prints and how it ends."""
 
 from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from coordinator.cli.render import print_fields, print_table, print_text
+from coordinator.cli.render import Column, print_fields, print_table, print_text
 from coordinator.cli.root import cli
 from shared.cli import run_cli
-from shared.errors import NotFound
+from shared.errors import ConfigError, NotFound
 
 HOSTILE = "[bold red]ok[/] [link=https://evil.example]here[/link] \x1b]0;owned\x07\x1b[2J\ud800\n[/]"
 
@@ -72,3 +74,61 @@ def test_a_command_that_was_interrupted_ends_as_shells_expect(monkeypatch: pytes
         run_cli(interrupted)
 
     assert ended.value.code == 130
+
+
+ROWS = [("rol-1", "paused", "three of four devices were silent for an hour"), ("rol-2", "completed", "-")]
+COLUMNS_SHOWN: list[Column] = [("ROLLOUT", itemgetter(0)), ("STATE", itemgetter(1))]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    print_table(ROWS, COLUMNS_SHOWN, empty="none", tail=("REASON", itemgetter(2)))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_program_that_reads_a_listing_gets_a_row_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert printed(capsys) == [
+        "ROLLOUT  STATE      REASON",
+        "rol-1    paused     three of four devices were silent for an hour",
+        "rol-2    completed  -",
+    ]
+
+
+def test_on_a_narrow_terminal_a_reason_goes_below_its_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert printed(capsys) == [
+        "ROLLOUT  STATE",
+        "rol-1    paused",
+        "  reason: three of four devices were silent for an hour",
+        "rol-2    completed",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["init", "--advertise", "http://fleet:1"],
+        ["init", "--advertise", ""],
+        ["init", "--database-url", "mysql://somewhere"],
+        ["init", "--port-base", "65534"],
+        *(["token", "create", "--valid-for", value] for value in ("nan", "inf", "1e300", "-1")),
+        ["rollout", "start", "digits", "--release", "-1"],
+    ],
+)
+def test_an_impossible_argument_is_refused_before_anything_is_made(arguments: list[str], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    outcome = CliRunner().invoke(cli, [*arguments, "--home", str(home)])
+    assert isinstance(outcome.exception, ConfigError) or outcome.exit_code == 2
+    assert not home.exists()
+
+
+def test_a_job_file_that_is_no_text_is_one_clear_error(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_bytes(b"\xff\xfe")
+    outcome = CliRunner().invoke(cli, ["job", "submit", str(file), "--home", str(tmp_path)])
+    assert isinstance(outcome.exception, ConfigError)
+    assert "cannot be read as text" in str(outcome.exception)

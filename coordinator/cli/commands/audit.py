@@ -32,7 +32,10 @@ def command(where: Where, limit: int, as_json: bool) -> None:
             ("WHO", lambda e: e.actor),
             ("DID", lambda e: e.action),
             ("TO", lambda e: e.subject),
-            ("DETAIL", lambda e: " ".join(f"{k}={v}" for k, v in sorted(json.loads(e.detail_json or "{}").items()))),
         ],
+        tail=(
+            "DETAIL",
+            lambda e: " ".join(f"{k}={v}" for k, v in sorted(json.loads(e.detail_json or "{}").items())) or "-",
+        ),
         empty="nothing was done yet",
     )

@@ -30,11 +30,10 @@ def command(where: Where, cohort: str, as_json: bool) -> None:
             ("NAME", lambda d: d.name),
             ("ID", lambda d: d.id),
             ("STATE", lambda d: d.state),
-            ("ONLINE", lambda d: "yes" if d.connected else "no"),
             ("SERVES", lambda d: " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in d.models) or "-"),
             ("PROFILE", lambda d: d.profile or "-"),
-            ("LABELS", lambda d: labels(d.labels) or "-"),
-            ("LAST SEEN", lambda d: moment(d.last_seen_at)),
+            ("LAST SEEN", lambda d: "online" if d.connected else moment(d.last_seen_at)),
         ],
+        tail=("LABELS", lambda d: labels(d.labels) or "-"),
         empty="no devices yet: make a join token with `coordinator token create`",
     )

@@ -34,5 +34,6 @@ def command(where: Where, as_json: bool) -> None:
             ("RELEASE", lambda j: f"{j.model}:{j.release}" if j.release else "-"),
             ("SUBMITTED", lambda j: moment(j.created_at)),
         ],
+        tail=("REASON", lambda j: j.reason or "-"),
         empty="no jobs yet: `coordinator job submit job.toml`",
     )

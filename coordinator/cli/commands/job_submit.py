@@ -20,9 +20,10 @@ def command(where: Where, file: Path, key: str, as_json: bool) -> None:
     coordinator job submit job.toml --key nightly-2026-11-24 --json
     """
     from coordinator.cli.job import show_job
+    from coordinator.cli.parse import read_text
     from protos.fleet.v1 import admin_pb2
 
-    request = admin_pb2.SubmitJobRequest(toml=file.read_text(encoding="utf-8"), idempotency_key=key)
+    request = admin_pb2.SubmitJobRequest(toml=read_text(file), idempotency_key=key)
     with admin(where) as stub:
         answer = stub.SubmitJob(request, timeout=CALL_TIMEOUT_S)
     show_job(answer, as_json=as_json)

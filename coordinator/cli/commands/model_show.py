@@ -2,15 +2,15 @@
 
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
+from coordinator.cli.client import CALL_TIMEOUT_S, MAX_NUMBER, Where, admin, json_option, where_option
 
 
 @click.command("show")
 @click.argument("model")
-@click.option("--release", default=0, help="Its number; the newest if not given.")
+@click.option("--release", type=click.IntRange(1, MAX_NUMBER), help="Its number; the newest if not given.")
 @json_option
 @where_option
-def command(where: Where, model: str, release: int, as_json: bool) -> None:
+def command(where: Where, model: str, release: int | None, as_json: bool) -> None:
     """Show one release: files, lineage, report.
 
     \b
@@ -20,5 +20,5 @@ def command(where: Where, model: str, release: int, as_json: bool) -> None:
     from protos.fleet.v1 import admin_pb2
 
     with admin(where) as stub:
-        answer = stub.GetModel(admin_pb2.ModelRequest(model=model, release=release), timeout=CALL_TIMEOUT_S)
+        answer = stub.GetModel(admin_pb2.ModelRequest(model=model, release=release or 0), timeout=CALL_TIMEOUT_S)
     show_model(answer, as_json=as_json)

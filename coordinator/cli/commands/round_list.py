@@ -10,7 +10,7 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, wh
 @json_option
 @where_option
 def command(where: Where, job: str, as_json: bool) -> None:
-    """List a job's rounds, abandoned attempts included.
+    """List a job's rounds, abandoned attempts included. ACCURACY is of the model that the round began with.
 
     \b
     coordinator round list digits
@@ -26,15 +26,16 @@ def command(where: Where, job: str, as_json: bool) -> None:
     print_table(
         rounds,
         [
-            ("ROUND", lambda r: str(r.round) + (f" (attempt {r.attempt})" if r.attempt > 1 else "")),
+            ("ROUND", lambda r: str(r.round)),
+            ("TRY", lambda r: str(r.attempt)),
             ("STATE", lambda r: r.state),
             ("COUNTED", lambda r: f"{sum(d.outcome == 'counted' for d in r.devices)} of {len(r.devices)}"),
             ("EXAMPLES", lambda r: str(r.total_weight)),
-            ("ACCURACY BEFORE", lambda r: share(r.metrics.get("eval_acc_before"))),
+            ("ACCURACY", lambda r: share(r.metrics.get("eval_acc_before"))),
             ("UP", lambda r: size(r.bytes_up)),
             ("DOWN", lambda r: size(r.bytes_down)),
             ("SECONDS", lambda r: f"{r.ended_at - r.started_at:.1f}" if r.ended_at else "-"),
-            ("REASON", lambda r: r.reason or "-"),
         ],
+        tail=("REASON", lambda r: r.reason or "-"),
         empty="no rounds yet",
     )

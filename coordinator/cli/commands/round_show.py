@@ -2,16 +2,16 @@
 
 import click
 
-from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, where_option
+from coordinator.cli.client import CALL_TIMEOUT_S, MAX_NUMBER, Where, admin, json_option, where_option
 
 
 @click.command("show")
 @click.argument("job")
-@click.argument("round_number", metavar="ROUND", type=click.IntRange(1))
-@click.option("--attempt", default=0, help="Which try; the committed one if not given.")
+@click.argument("round_number", metavar="ROUND", type=click.IntRange(1, MAX_NUMBER))
+@click.option("--attempt", type=click.IntRange(1, MAX_NUMBER), help="Which try; the last if not given.")
 @json_option
 @where_option
-def command(where: Where, job: str, round_number: int, attempt: int, as_json: bool) -> None:
+def command(where: Where, job: str, round_number: int, attempt: int | None, as_json: bool) -> None:
     """Show what each device did in a round: counted, dropped, recovered or rejected, and why.
 
     \b
@@ -20,7 +20,7 @@ def command(where: Where, job: str, round_number: int, attempt: int, as_json: bo
     from coordinator.cli.render import print_fields, print_json, print_table, size, to_plain
     from protos.fleet.v1 import admin_pb2
 
-    request = admin_pb2.RoundRequest(job=job, round=round_number, attempt=attempt)
+    request = admin_pb2.RoundRequest(job=job, round=round_number, attempt=attempt or 0)
     with admin(where) as stub:
         answer = stub.GetRound(request, timeout=CALL_TIMEOUT_S)
     if as_json:
@@ -35,7 +35,7 @@ def command(where: Where, job: str, round_number: int, attempt: int, as_json: bo
         ]
     )
     print_table(
-        answer.devices,
+        sorted(answer.devices, key=lambda d: d.name),
         [
             ("DEVICE", lambda d: d.name),
             ("OUTCOME", lambda d: d.outcome),
@@ -43,7 +43,7 @@ def command(where: Where, job: str, round_number: int, attempt: int, as_json: bo
             ("UP", lambda d: size(d.bytes_up)),
             ("DOWN", lambda d: size(d.bytes_down)),
             ("SECONDS", lambda d: f"{d.seconds:.1f}"),
-            ("REASON", lambda d: d.reason or "-"),
         ],
+        tail=("REASON", lambda d: d.reason or "-"),
         empty="no devices",
     )

@@ -15,18 +15,21 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, wh
 def command(
     where: Where, count: int, valid_for: float, labels: tuple[str, ...], require_approval: bool, as_json: bool
 ) -> None:
-    """Make single-use join tokens. They are shown once and stored hashed.
+    """Make single-use join tokens. They are printed once, one a line, and stored hashed.
 
     \b
-    coordinator token create
+    coordinator token create > token
     coordinator token create --count 8 --valid-for 1 --label site=lab --json
     """
-    from coordinator.cli.parse import parse_labels
+    from coordinator.cli.parse import check_hours, parse_labels
     from coordinator.cli.render import moment, print_json, to_plain
     from protos.fleet.v1 import admin_pb2
 
     request = admin_pb2.CreateTokenRequest(
-        valid_for_s=valid_for * 3600, labels=parse_labels(labels), require_approval=require_approval, count=count
+        valid_for_s=check_hours(valid_for) * 3600,
+        labels=parse_labels(labels),
+        require_approval=require_approval,
+        count=count,
     )
     with admin(where) as stub:
         answer = stub.CreateToken(request, timeout=CALL_TIMEOUT_S)
