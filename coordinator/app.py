@@ -21,7 +21,7 @@ from coordinator.builder import BlockingBuilder, Builder
 from coordinator.config import CoordinatorConfig, Home
 from coordinator.directory import FleetDirectory
 from coordinator.fleet.registry import Registry
-from coordinator.models import ReleasePublisher
+from coordinator.models import ReleasePublisher, inspector
 from coordinator.releases.metadata import Pen, Places
 from coordinator.releases.repository import Repository
 from coordinator.releases.rollouts import Fleet as RolloutFleet
@@ -47,7 +47,6 @@ from coordinator.store.rounds import SqlJobStore
 from protos.fleet.v1 import admin_pb2_grpc, blobs_pb2_grpc, enrolment_pb2_grpc, metrics_pb2_grpc, session_pb2_grpc
 from shared.allocator import keep_freed_memory
 from shared.blobs import Blobs, FolderBlobs
-from shared.bundle import inspect_bundle
 from shared.clock import Clock, SystemClock
 from shared.errors import Conflict
 from shared.files import write_atomic
@@ -189,10 +188,10 @@ def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: C
     directory = FleetDirectory(registry)
     verifier = FleetVerifier(authority.certificate_der, clock.now)
     release_store = SqlReleaseStore(engine)
-    releases = ReleaseService(release_store, Repository(_pen(home)), blobs, inspect_bundle, clock)
+    builder = BlockingBuilder(Builder(home.work))
+    releases = ReleaseService(release_store, Repository(_pen(home)), blobs, inspector(builder), clock)
     rollouts = RolloutService(release_store, releases, RolloutFleet(hub, directory.for_releases, verifier), clock)
     hub.subscribe(rollouts)
-    builder = BlockingBuilder(Builder(home.work))
     round_fleet = RoundFleet.open(
         hub, directory, lasting=owned, inbox=inbox, clock=clock, reconnect_grace_s=config.reconnect_grace_s
     )

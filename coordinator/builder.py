@@ -24,12 +24,14 @@ from shared.bundle import Report
 from shared.errors import ChildFailed, ConfigError, DeadlineExceeded, ShoalError
 from shared.files import write_atomic
 from shared.settings import Scalar, from_mapping
+from shared.signing.manifest import FileEntry
 
 REQUEST, RESULT, WEIGHTS = "request.json", "result.json", "weights.safetensors"
 FAILED = 1
 DEADLINE_S = 900.0
 _MAX_LINE = 64 * 1024
 Progress = Callable[[str], None]
+Kind = Literal["initial", "prune", "bundle", "check"]
 T = TypeVar("T")
 
 
@@ -71,11 +73,20 @@ class MakeBundle:
     seed: int = 0
 
 
-Ask = Initial | Prune | MakeBundle
-KINDS: Mapping[str, type[Initial] | type[Prune] | type[MakeBundle]] = {
+@dataclass(frozen=True)
+class CheckBundle:
+    """Whether the weights of the bundle folder at `path`, whose files are `files`, are those of its network."""
+
+    path: str
+    files: dict[str, FileEntry]
+
+
+Ask = Initial | Prune | MakeBundle | CheckBundle
+KINDS: Mapping[str, type[Initial] | type[Prune] | type[MakeBundle] | type[CheckBundle]] = {
     "initial": Initial,
     "prune": Prune,
     "bundle": MakeBundle,
+    "check": CheckBundle,
 }
 
 
@@ -130,7 +141,13 @@ class Builder:
         result, _ = await self._run("bundle", ask, arrays)
         return result.report
 
-    async def _run(self, kind: Literal["initial", "prune", "bundle"], ask: Ask, arrays: bytes) -> tuple[Result, bytes]:
+    async def check(self, ask: CheckBundle) -> None:
+        """Raises what `shared.bundle.read_bundle` raises, `Malformed` for weights of another network, `ChildFailed`,
+        `DeadlineExceeded`.
+        """
+        await self._run("check", ask, b"")
+
+    async def _run(self, kind: Kind, ask: Ask, arrays: bytes) -> tuple[Result, bytes]:
         if self._scratch is not None:
             self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="shoal-build-", dir=self._scratch) as name:
@@ -146,7 +163,7 @@ class Builder:
                     f"the worker did not finish {kind} in {self._deadline_s:g} s: give it longer, or less to do"
                 ) from error
             result = _read_result(folder, kind, last)
-            weights = (folder / WEIGHTS).read_bytes() if kind != "bundle" else b""
+            weights = (folder / WEIGHTS).read_bytes() if kind in ("initial", "prune") else b""
         return result, weights
 
     async def _child(self, folder: Path) -> str:
@@ -200,6 +217,10 @@ class BlockingBuilder:
         ask = MakeBundle(state.model_json, public_data, str(out), dict(lineage), self._recovery_batches)
         with _as_child_failed():
             return self._run(self._builder.bundle(ask, state.arrays))
+
+    def check(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
+        """Raises like `Builder.check`."""
+        self._run(self._builder.check(CheckBundle(str(folder), dict(files))))
 
     def kill(self) -> None:
         """End the workers, whose callers get `ChildFailed`, and start no more."""

@@ -6,9 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coordinator.builder import BlockingBuilder
+from coordinator.releases.ports import InspectBundle
 from coordinator.releases.service import ReleaseService
 from coordinator.rounds.ports import ModelState
 from shared.blobs import Blobs
+from shared.bundle import inspect_bundle
+from shared.signing.manifest import FileEntry
+
+
+def inspector(builder: BlockingBuilder) -> InspectBundle:
+    """Checks a bundle whole: its files here, its weights against its network in the builder's process, which has torch."""
+
+    def inspect(folder: Path) -> Mapping[str, FileEntry]:
+        files = inspect_bundle(folder)
+        builder.check(folder, files)
+        return files
+
+    return inspect
 
 
 class ReleasePublisher:

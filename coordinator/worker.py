@@ -9,14 +9,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coordinator.builder import FAILED, KINDS, REQUEST, RESULT, WEIGHTS, Ask, Initial, MakeBundle, Prune, Result
-from shared.bundle import Bundle, Report, write_bundle
-from shared.errors import ConfigError, ShoalError, Unsupported
+from coordinator.builder import (
+    FAILED,
+    KINDS,
+    REQUEST,
+    RESULT,
+    WEIGHTS,
+    Ask,
+    CheckBundle,
+    Initial,
+    MakeBundle,
+    Prune,
+    Result,
+)
+from shared.bundle import Bundle, Report, read_bundle, write_bundle
+from shared.errors import ConfigError, Malformed, ShoalError, Unsupported, UpdateRejected
 from shared.files import write_atomic
 from shared.learning.examples import Split, load_file, split_examples
 from shared.learning.graph import INPUT
 from shared.learning.measure import agreement, choose_probe, judge, probe_candidates
-from shared.learning.models import initial_state
+from shared.learning.models import build, factory_names, initial_state, load_state
 from shared.learning.prune import prune, size_of
 from shared.learning.spec import InputSchema, ModelSpec, new_spec
 from shared.learning.state import State, pack_state, unpack_state
@@ -51,6 +63,8 @@ def answer(ask: Ask, folder: Path) -> Result:
             return _prune(ask, folder)
         case MakeBundle():
             return _bundle(ask, folder)
+        case CheckBundle():
+            return _check(ask)
 
 
 def _initial(ask: Initial, folder: Path) -> Result:
@@ -129,6 +143,17 @@ def _bundle(ask: MakeBundle, folder: Path) -> Result:
     )
     write_bundle(Path(ask.out), Bundle(spec, state, made.onnx, report))
     return Result(report=report)
+
+
+def _check(ask: CheckBundle) -> Result:
+    """Weights of a network that is not installed here cannot be judged here; a device that has it judges them."""
+    bundle = read_bundle(Path(ask.path), ask.files)
+    if bundle.spec.factory in factory_names():
+        try:
+            load_state(build(bundle.spec), bundle.state)
+        except UpdateRejected as error:
+            raise Malformed(f"{WEIGHTS}: {error.message}", detail=error.detail) from error
+    return Result()
 
 
 def _accuracy(logits: Images, split: Split) -> float | None:

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from shared.errors import ShoalError
+from shared.errors import LocalError, ShoalError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -21,6 +21,14 @@ def run_cli(cli: click.Command) -> NoReturn:
         click.echo("stopped", err=True)
         sys.exit(INTERRUPTED)
     except ShoalError as error:
-        click.echo(f"error: {error}", err=True)
+        _complain(error)
         sys.exit(error.exit_code)
+    except OSError as error:  # a path that a person named
+        _complain(error)
+        sys.exit(LocalError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(error: Exception) -> None:
+    """In one line, also where a library that is quoted takes several."""
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)

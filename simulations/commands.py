@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.cli.client import WATCHED_FAILED
 from shared.errors import ChildFailed, Malformed
 from simulations.processes import Child, Processes, program
 
@@ -281,7 +282,7 @@ class Coordinator:
         try:
             while (line := await child.read_line()) != _WATCH_END:
                 yield parsed(line, name)
-            if await child.wait() != 0:
+            if await child.wait() not in (0, WATCHED_FAILED):
                 raise child.failure()
         finally:
             await self._processes.stop(child)

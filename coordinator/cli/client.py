@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 CALL_TIMEOUT_S = 60.0
 MAX_NUMBER = 2**31 - 1  # of releases, rounds and attempts
+WATCHED_FAILED = 40  # exit code of a watch whose job or rollout did not complete
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from shared.signing.tokens import JoinToken
 
 MAX_LABELS = 64
 MAX_TOKENS = 10_000
+MAX_TOKEN_S = 10 * 366 * 86_400.0
 MAX_REMEMBERED = 100_000
 MAX_PROFILE_BYTES = 64 << 10
 SEEN_EVERY_S = 15.0  # a heartbeat that says nothing new is written at most this often
@@ -67,8 +68,8 @@ class Registry:
         self, *, count: int, valid_for_s: float, labels: Mapping[str, str], require_approval: bool, actor: str
     ) -> tuple[list[JoinToken], float]:
         """Fresh join tokens and when they expire. Raises `InputError`."""
-        if not 1 <= count <= MAX_TOKENS or valid_for_s <= 0:
-            raise InputError(f"ask for 1 to {MAX_TOKENS} tokens that are valid for a positive time")
+        if not 1 <= count <= MAX_TOKENS or not 0 < valid_for_s <= MAX_TOKEN_S:  # NaN included
+            raise InputError(f"ask for 1 to {MAX_TOKENS} tokens that are valid for up to ten years")
         _check_labels(labels)
         now = self._clock.now()
         tokens = [JoinToken.create(self._authority.fingerprint) for _ in range(count)]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shared.shares import share_of
+
 
 class Reason(StrEnum):
     ALL_IN = "everybody answered or failed"
@@ -39,23 +41,18 @@ def closing(
     policy: Policy, now: float, started: float, asked: int, *, answered: Sequence[float], failed: Sequence[float]
 ) -> Close | WaitUntil:
     """Whether to go on waiting. `answered` and `failed` hold when each of them came, in any order; all times on one clock."""
-    needed = _part(policy.quorum, asked)
+    needed = share_of(policy.quorum, asked)
     if len(answered) + len(failed) >= asked:
         return Close(Reason.ALL_IN)
     if asked - len(failed) < needed:
         return Close(Reason.QUORUM_LOST)
     until, reason = started + policy.timeout_s, Reason.DEADLINE
-    enough = _part(policy.quantile, asked)
+    enough = share_of(policy.quantile, asked)
     if len(answered) >= needed and len(answered) + len(failed) >= enough:
         reached = max(_moment([*answered, *failed], enough), _moment(answered, needed), started)
         if reached + policy.grace_s < until:
             until, reason = reached + policy.grace_s, Reason.LATE
     return Close(reason) if now >= until else WaitUntil(until)
-
-
-def _part(share: float, of: int) -> int:
-    """The share rounded up, not by an error of floating point."""
-    return math.ceil(share * of - 1e-9)
 
 
 def _moment(times: Sequence[float], count: int) -> float:

@@ -1,6 +1,5 @@
 """One secure exchange as data: how it is set up, and what became of every device in it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,6 +9,7 @@ from shared.errors import Unsupported
 from shared.secagg.messages import Phase
 from shared.secagg.quantize import MetricField
 from shared.secagg.terms import DEFAULT_FLOAT_RANGE, DEFAULT_INTEGER_RANGE, DEFAULT_MAX_WEIGHT, Settings
+from shared.shares import share_of
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -75,7 +75,7 @@ class SecureConfig:
 
     def threshold(self, clients: int) -> int:
         """How many shares unmask a sum: the share of `clients` rounded up, more than half, and at least 2."""
-        return max(math.ceil(clients * self.threshold_share - 1e-9), clients // 2 + 1, 2)
+        return max(share_of(self.threshold_share, clients), clients // 2 + 1, 2)
 
     def quorum(self, clients: int) -> int:
         """The least number of devices that a sum may be over."""

@@ -112,11 +112,12 @@ class JobLoop:
             except _WORTH_ANOTHER_TRY as error:
                 attempted.write()
                 self._exclude(running, attempted)
-                self._abandon(job, attempted.row, str(error))
+                reason = f"{error}{_blame(attempted.row)}"
+                self._abandon(job, attempted.row, reason)
                 cancellation.check()
                 if attempt == last:
                     message = f"round {number} was abandoned {spec.selection.max_attempts} times"
-                    raise RoundAborted(f"{message}; the last time: {error}") from error
+                    raise RoundAborted(f"{message}; the last time: {reason}") from error
             self._bench.fleet.dispatcher.pause(self._pause_s, cancellation)
         raise AssertionError("a round has at least one attempt")
 
@@ -230,3 +231,9 @@ def _ask(running: _Running, job: Job, number: int) -> Ask:
         excluded=frozenset(running.excluded),
         cancellation=running.cancellation,
     )
+
+
+def _blame(row: RoundRow) -> str:
+    """What was wrong with the updates that were rejected, if any were: most often the reason why the others were too few."""
+    rejected = [device.reason for device in row.devices if device.outcome is Outcome.REJECTED]
+    return f"; {len(rejected)} of {len(row.devices)} rejected: {rejected[0]}" if rejected else ""

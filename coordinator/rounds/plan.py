@@ -21,7 +21,7 @@ enabled = true
 
 [train]                 # handed to the client app as it is
 epochs = 1
-lr = 0.05
+lr = 0.02
 
 [[prune]]
 after_round = 4
@@ -39,6 +39,7 @@ from coordinator.rounds.closing import Policy
 from shared.errors import Malformed
 from shared.ids import parse_name
 from shared.settings import Scalar, parse_toml
+from shared.shares import share_of
 
 KNOWN_METRICS: Mapping[str, Mapping[str, float]] = {
     "image-classifier": {"train_loss": 100.0, "eval_acc_before": 1.0, "eval_loss_before": 100.0}
@@ -97,12 +98,12 @@ class Selection:
 
     def how_many(self, present: int) -> int:
         """How many of the devices present a round takes."""
-        wanted = max(self.min_devices, math.ceil(self.fraction * present - 1e-9))
-        return min(present, math.ceil(wanted * (1 + self.over_provision) - 1e-9))
+        wanted = max(self.min_devices, share_of(self.fraction, present))
+        return min(present, share_of(1 + self.over_provision, wanted))
 
     def enough(self, selected: int) -> int:
         """How many of the selected must be counted, one at least."""
-        return max(1, math.ceil(self.quorum * selected - 1e-9))
+        return max(1, share_of(self.quorum, selected))
 
 
 @dataclass(frozen=True)

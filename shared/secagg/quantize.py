@@ -191,8 +191,12 @@ def _quantize(item: ArrayField, new: NDArray[Any], old: NDArray[Any], factor: fl
             block[:] = _integer_change(item, new[start:stop].astype(np.int64), old[start:stop].astype(np.int64))
         low, high = block.min(), block.max()
         if not (-item.bound <= low and high <= item.bound):  # also false for NaN, which min and max hand on
-            kind = "change outside its range" if np.isfinite(low) and np.isfinite(high) else "value that is not finite"
-            raise UpdateRejected(f"array {item.name!r} holds a {kind} (±{item.bound:g})")
+            if np.isfinite(low) and np.isfinite(high):
+                change = (
+                    f"change outside its range (±{item.bound:g}): raise secure.clip_range, or lower the learning rate"
+                )
+                raise UpdateRejected(f"array {item.name!r} holds a {change}")
+            raise UpdateRejected(f"array {item.name!r} holds a value that is not finite")
         block *= factor
         np.rint(block, out=block)
         target[start:stop] = block

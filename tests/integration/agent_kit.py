@@ -183,6 +183,19 @@ async def kit(folder: Path) -> AsyncIterator[Kit]:
         yield Kit(front, folder)
 
 
+@asynccontextmanager
+async def good_and_ruined(folder: Path) -> AsyncIterator[tuple[Kit, Agent]]:
+    """An agent that has proven release 1, and a release 2 to be ordered whose answers are wrong."""
+    async with kit(folder) as k:
+        k.ingest()
+        k.publish(1, bundle())
+        k.publish(2, bundle(ruined=True))
+        async with k.agent() as agent:
+            await k.attached()
+            await k.receipt(k.install(1))
+            yield k, agent
+
+
 async def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until something holds; fails after `timeout_s`."""
 

@@ -24,7 +24,18 @@ from shared.rpc_errors import typed_errors
 from shared.session import Install, InstallReport, Renew, Withdraw
 from shared.signing.identity import FleetVerifier
 from shared.signing.receipts import verify_receipt
-from tests.integration.agent_kit import GATE, MODEL, Kit, Rollout, agent_serves, bundle, kit, until, until_soon
+from tests.integration.agent_kit import (
+    GATE,
+    MODEL,
+    Kit,
+    Rollout,
+    agent_serves,
+    bundle,
+    good_and_ruined,
+    kit,
+    until,
+    until_soon,
+)
 from tests.integration.test_agent_link import order, small
 
 
@@ -160,36 +171,24 @@ def failing_live(monkeypatch: pytest.MonkeyPatch, batch_rows: Callable[[int], bo
 async def test_a_ruined_release_is_not_let_in_when_the_good_one_fails_one_request_of_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
-    async with kit(tmp_path) as k:
-        k.ingest()
-        k.publish(1, bundle())
-        k.publish(2, bundle(ruined=True))
-        async with k.agent() as agent:
-            await k.attached()
-            await k.receipt(k.install(1))
-            failed = failing_live(monkeypatch, lambda rows: (rows == 1) is alone, times=1)
-            receipt = await k.receipt(k.install(2))
-            assert failed
-            assert (receipt.state, receipt.accuracy_before) == ("refused", 1.0)  # measured again
-            assert "accuracy falls from 1.000" in receipt.reason
-            assert await agent_serves(agent, 1)()
+    async with good_and_ruined(tmp_path) as (k, agent):
+        failed = failing_live(monkeypatch, lambda rows: (rows == 1) is alone, times=1)
+        receipt = await k.receipt(k.install(2))
+        assert failed
+        assert (receipt.state, receipt.accuracy_before) == ("refused", 1.0)  # measured again
+        assert "accuracy falls from 1.000" in receipt.reason
+        assert await agent_serves(agent, 1)()
 
 
 async def test_a_release_that_cannot_be_compared_is_never_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with kit(tmp_path) as k:
-        k.ingest()
-        k.publish(1, bundle())
-        k.publish(2, bundle(ruined=True))
-        async with k.agent() as agent:
-            await k.attached()
-            await k.receipt(k.install(1))
-            failing_live(monkeypatch, lambda rows: rows > 1, times=10_000)
-            receipt = await k.receipt(k.install(2))
-            assert (receipt.state, receipt.answers) == ("failed", 0)
-            assert "to be compared on" in receipt.reason
-            assert await agent_serves(agent, 1)()
+    async with good_and_ruined(tmp_path) as (k, agent):
+        failing_live(monkeypatch, lambda rows: rows > 1, times=10_000)
+        receipt = await k.receipt(k.install(2))
+        assert (receipt.state, receipt.answers) == ("failed", 0)
+        assert "to be compared on" in receipt.reason
+        assert await agent_serves(agent, 1)()
 
 
 async def test_what_nobody_foresaw_fails_the_install_and_not_the_agent(

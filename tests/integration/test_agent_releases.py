@@ -18,7 +18,17 @@ from edge_agent.state import InstallState
 from edge_agent.trainer.ports import SpecialiseRequest
 from edge_agent.trainer.variant import Variant
 from shared.session import Install, InstallReport
-from tests.integration.agent_kit import GATE, MODEL, agent_serves, bundle, examples, kit, until, until_soon
+from tests.integration.agent_kit import (
+    GATE,
+    MODEL,
+    agent_serves,
+    bundle,
+    examples,
+    good_and_ruined,
+    kit,
+    until,
+    until_soon,
+)
 
 
 async def test_a_release_is_installed_proven_and_reported(tmp_path: Path) -> None:
@@ -44,25 +54,19 @@ async def test_a_release_is_installed_proven_and_reported(tmp_path: Path) -> Non
 
 
 async def test_a_ruined_release_is_refused_and_the_good_one_goes_on_answering(tmp_path: Path) -> None:
-    async with kit(tmp_path) as k:
-        k.ingest()
-        k.publish(1, bundle())
-        k.publish(2, bundle(ruined=True))
-        async with k.agent() as agent:
-            await k.attached()
-            await k.receipt(k.install(1))
-            receipt = await k.receipt(k.install(2))
-            assert receipt.state == "refused"
-            assert "accuracy falls from 1.000" in receipt.reason
-            assert receipt.accuracy_before == 1.0
-            assert receipt.accuracy_after is not None
-            assert receipt.accuracy_after < 0.5
-            models = (await agent.status())["models"]
-            assert [(one["release"], one["proven"]) for one in models] == [(1, True)]
-            slots = (await agent._parts.inference.slots.status()).model(MODEL)
-            assert slots is not None
-            assert [slot.version for slot in slots.slots] == [1]
-            await until(lambda: len(list((k.home.models / MODEL).iterdir())) == 1)
+    async with good_and_ruined(tmp_path) as (k, agent):
+        receipt = await k.receipt(k.install(2))
+        assert receipt.state == "refused"
+        assert "accuracy falls from 1.000" in receipt.reason
+        assert receipt.accuracy_before == 1.0
+        assert receipt.accuracy_after is not None
+        assert receipt.accuracy_after < 0.5
+        models = (await agent.status())["models"]
+        assert [(one["release"], one["proven"]) for one in models] == [(1, True)]
+        slots = (await agent._parts.inference.slots.status()).model(MODEL)
+        assert slots is not None
+        assert [slot.version for slot in slots.slots] == [1]
+        await until(lambda: len(list((k.home.models / MODEL).iterdir())) == 1)
 
 
 async def test_a_better_release_takes_over_without_a_failed_request(tmp_path: Path) -> None:

@@ -4,18 +4,20 @@ import asyncio
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coordinator.builder import BlockingBuilder, Builder, Initial, MakeBundle, Prune
+from coordinator.builder import BlockingBuilder, Builder, CheckBundle, Initial, MakeBundle, Prune
 from coordinator.rounds.ports import ModelState
-from shared.bundle import inspect_bundle, read_bundle
-from shared.errors import ChildFailed, ConfigError, DeadlineExceeded
+from shared.bundle import inspect_bundle, read_bundle, write_bundle
+from shared.errors import ChildFailed, ConfigError, DeadlineExceeded, DigestMismatch, Malformed
 from shared.learning.spec import ModelSpec
 from shared.learning.state import unpack_state
 from shared.settings import Scalar
+from tests.integration.agent_kit import bundle as linear
 from tests.integration.agent_kit import until
 from tests.unit.learning.pictures import pictures
 
@@ -73,6 +75,21 @@ async def test_a_model_is_trained_pruned_and_bundled(tmp_path: Path, public: str
     assert report.max_logit_difference < 0.25
     assert report.graph_bytes == inspect_bundle(out)["model.onnx"].size
     assert len(report.probe.indices) == 16
+
+    await builder.check(CheckBundle(str(out), inspect_bundle(out)))
+    ruined = tmp_path / "ruined"
+    name = min(bundle.state)
+    write_bundle(ruined, replace(bundle, state={**bundle.state, name: np.zeros(3, np.float32)}))
+    with pytest.raises(Malformed, match=rf"weights.safetensors: {name} has shape \[3\]"):
+        await builder.check(CheckBundle(str(ruined), inspect_bundle(ruined)))
+    with pytest.raises(DigestMismatch):  # it changed after it was judged
+        await builder.check(CheckBundle(str(ruined), inspect_bundle(out)))
+
+
+async def test_weights_of_a_network_that_is_not_installed_here_are_left_to_the_devices(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    write_bundle(folder, linear())
+    await Builder(tmp_path / "scratch").check(CheckBundle(str(folder), inspect_bundle(folder)))
     assert list((tmp_path / "scratch").iterdir()) == []
 
 

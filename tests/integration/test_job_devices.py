@@ -174,6 +174,16 @@ def test_a_job_whose_rounds_keep_failing_fails_with_the_reason_and_keeps_what_is
     assert place.arrays(job)["w"].shape == (3, 4)
 
 
+def test_a_job_that_fails_of_rejected_updates_says_what_was_wrong_with_them(tmp_path: Path) -> None:
+    handler, reason = BAD_UPDATES["no arrays"]
+    place = Place(MemoryFleet(trainers=dict.fromkeys((1, 2, 3), handler)), MemoryJobStore(), tmp_path)
+    place.fleet.attach_all()
+    job = place.run(place.toml(rounds=1, more="[selection]\nmin_devices = 4\nquorum = 0.5\nmax_attempts = 1\n"))
+    assert job.state is JobState.FAILED
+    assert f"3 of 4 rejected: {reason}" in job.reason
+    place.fleet.close()
+
+
 def test_an_aggregate_that_overflows_never_becomes_the_global_model(place: Place) -> None:
     selection = "[selection]\nmin_devices = 4\nmax_attempts = 1\n"
     huge = "options = { server_momentum = 0.9, server_learning_rate = 1e308 }"

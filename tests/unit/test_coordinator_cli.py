@@ -1,5 +1,6 @@
 """What the `coordinator` command prints and how it ends."""
 
+import contextlib
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -10,8 +11,9 @@ from click.testing import CliRunner
 
 from coordinator.cli.render import Column, print_fields, print_table, print_text
 from coordinator.cli.root import cli
+from protos.fleet.v1 import admin_pb2
 from shared.cli import run_cli
-from shared.errors import ConfigError, NotFound
+from shared.errors import ConfigError, NotFound, Unavailable
 
 HOSTILE = "[bold red]ok[/] [link=https://evil.example]here[/link] \x1b]0;owned\x07\x1b[2J\ud800\n[/]"
 
@@ -49,7 +51,18 @@ def test_markup_and_escape_sequences_of_a_device_are_shown_not_obeyed(capsys: py
     assert len(shown.splitlines()) == 4, "a reason adds no line of its own to a table"
 
 
-@pytest.mark.parametrize(("error", "code", "said"), [(NotFound("no device 'x'"), 3, "error: no device 'x'\n")])
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (NotFound("no device 'x'"), 3, "error: no device 'x'\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "/x"),
+            1,
+            "error: [Errno 2] No such file or directory: '/x'\n",
+        ),
+        (Unavailable("the database says: one\ntwo"), 23, "error: the database says: one two\n"),
+    ],
+)
 def test_a_failure_is_one_line_and_the_exit_code_of_its_class(
     error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,3 +145,40 @@ def test_a_job_file_that_is_no_text_is_one_clear_error(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(cli, ["job", "submit", str(file), "--home", str(tmp_path)])
     assert isinstance(outcome.exception, ConfigError)
     assert "cannot be read as text" in str(outcome.exception)
+
+
+class Watched:
+    """A coordinator whose job or rollout ends as it is told."""
+
+    def __init__(self, end: str) -> None:
+        self.end = end
+
+    def WatchJob(self, request: admin_pb2.JobRequest) -> Iterator[admin_pb2.JobEvent]:  # noqa: N802
+        yield admin_pb2.JobEvent(round=1, kind="COMMITTED")
+        yield admin_pb2.JobEvent(kind=f"job.{self.end}")
+
+    def WatchRollout(self, request: admin_pb2.RolloutRequest) -> Iterator[admin_pb2.Rollout]:  # noqa: N802
+        yield admin_pb2.Rollout(state="STAGING")
+        yield admin_pb2.Rollout(state=self.end)
+
+
+@pytest.mark.parametrize("json", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize(
+    ("noun", "end", "code"),
+    [
+        ("job", "completed", 0),
+        ("job", "failed", 40),
+        ("job", "stopped", 40),
+        ("rollout", "COMPLETED", 0),
+        ("rollout", "REFUSED", 40),
+        ("rollout", "UNDONE", 40),
+    ],
+)
+def test_what_follows_a_watch_with_and_happens_only_if_all_went_well(
+    noun: str, end: str, code: int, json: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"coordinator.cli.commands.{noun}_watch"
+    monkeypatch.setattr(f"{module}.admin", lambda where: contextlib.nullcontext(Watched(end)))
+    outcome = CliRunner().invoke(cli, [noun, "watch", "x", *json])
+    assert outcome.exit_code == code
+    assert len(outcome.output.splitlines()) == 2

@@ -1,5 +1,6 @@
 """Who joins, who may speak, and what is written down about it."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -169,7 +170,7 @@ def test_an_unknown_device_with_a_good_certificate_is_refused(fleet: Fleet) -> N
 
 
 def test_impossible_token_requests_are_refused(fleet: Fleet) -> None:
-    for count, valid in ((0, 10.0), (1, 0.0), (20_000, 10.0)):
+    for count, valid in ((0, 10.0), (1, 0.0), (20_000, 10.0), (1, math.nan), (1, math.inf)):
         with pytest.raises(InputError):
             fleet.registry.create_tokens(count=count, valid_for_s=valid, labels={}, require_approval=False, actor="a")
 
