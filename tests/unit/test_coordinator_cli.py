@@ -57,7 +57,7 @@ def test_markup_and_escape_sequences_of_a_device_are_shown_not_obeyed(capsys: py
         (NotFound("no device 'x'"), 3, "error: no device 'x'\n"),
         (
             FileNotFoundError(2, "No such file or directory", "/x"),
-            1,
+            20,
             "error: [Errno 2] No such file or directory: '/x'\n",
         ),
         (Unavailable("the database says: one\ntwo"), 23, "error: the database says: one two\n"),
