@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,8 +34,9 @@ from coordinator.rounds.service import JobService
 from coordinator.rpc.admin import AdminServicer, Nouns
 from coordinator.rpc.blobs import BlobsServicer, fresh_inbox
 from coordinator.rpc.enrolment import EnrolmentServicer
+from coordinator.rpc.listening import joined
 from coordinator.rpc.metrics import MetricsServicer
-from coordinator.rpc.prometheus import FleetCollector, by_state, serve_metrics
+from coordinator.rpc.prometheus import FleetCollector, MetricsPage, by_state, serve_metrics
 from coordinator.rpc.server import ServerIdentity, admin_server, enrolment_server, fleet_server
 from coordinator.rpc.session import SessionHub
 from coordinator.rpc.traffic import TrafficMeter
@@ -51,7 +52,7 @@ from shared.clock import Clock, SystemClock
 from shared.errors import Conflict
 from shared.files import write_atomic
 from shared.observe import configure_logs
-from shared.remote_blobs import FsspecBlobs
+from shared.remote_blobs import open_blobs
 from shared.signing.certificates import Authority, generate_key, key_to_pem, make_csr, to_pem
 from shared.signing.identity import FleetVerifier
 
@@ -166,13 +167,10 @@ async def running(home: Home, config: CoordinatorConfig) -> AsyncIterator[_Parts
 
 
 def sweep(home: Home) -> None:
-    """Remove what a former process was in the middle of: nobody goes on with it."""
+    """Empty the folders of what a former process was in the middle of: nobody goes on with it."""
     for folder in (home.work, home.staging):
         for path in folder.iterdir() if folder.is_dir() else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    FolderBlobs(home.blobs).forget_arrivals(before=math.inf)
-    for path in home.blobs.glob("[0-9a-f][0-9a-f]/.*.tmp"):
-        path.unlink()
 
 
 def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: Clock) -> _Parts:
@@ -180,7 +178,7 @@ def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: C
     upgrade(engine)
     fleet_store, metrics = SqlFleetStore(engine), SqlMetricStore(engine)
     registry = Registry(fleet_store, authority, clock, certificate_valid_s=config.device_certificate_days * DAY_S)
-    blobs = _open_blobs(home, config)
+    blobs = open_store(home, config, clock.now())
     inbox = fresh_inbox(home.inbox)
     owned = OwnedBlobs(blobs, home.path / "job-blobs")
     hub = SessionHub(registry, heartbeat_s=config.heartbeat_s)
@@ -214,41 +212,8 @@ async def _listening(
     home: Home, config: CoordinatorConfig, authority: Authority, parts: _Parts, clock: Clock
 ) -> AsyncIterator[None]:
     """The servers and the metrics page; `ready.json` names their ports while they run."""
-    identify = _ServerCertificate(authority, config, clock)
-    ports: dict[str, int] = {}
-    registry, hub = parts.nouns.registry, parts.nouns.hub
-
-    def fleet_address() -> str:
-        return f"{config.advertised_host}:{ports['fleet']}"
-
-    enrolment = EnrolmentServicer(registry, fleet_address, lambda: parts.nouns.releases.first_root)
-
-    def register_enrolment(server: grpc.aio.Server) -> None:
-        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(enrolment, server)
-
-    def register_admin(server: grpc.aio.Server) -> None:
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(parts.nouns, fleet_address), server)
-
-    def register_fleet(server: grpc.aio.Server) -> None:
-        register_enrolment(server)
-        register_admin(server)
-        session_pb2_grpc.add_SessionServicer_to_server(hub, server)
-        blobs = BlobsServicer(parts.blobs, parts.inbox, parts.traffic, max_bytes=config.max_blob_mib << 20)
-        blobs_pb2_grpc.add_BlobsServicer_to_server(blobs, server)
-        metrics_pb2_grpc.add_MetricsServicer_to_server(MetricsServicer(parts.metrics, clock), server)
-
-    one, ports["enrolment"] = enrolment_server(
-        identify, registry, f"{config.host}:{config.enrolment_port}", register_enrolment
-    )
-    two, ports["fleet"] = fleet_server(identify, registry, f"{config.host}:{config.fleet_port}", register_fleet)
-    servers = [one, two, admin_server(registry, home.admin_socket, register_admin)]
-    rollouts, jobs = parts.nouns.rollouts, parts.nouns.jobs
-    sources = (
-        by_state("jobs", "Federated jobs by state", lambda: Counter(str(job.state) for job in jobs.jobs())),
-        by_state("rollouts", "Rollouts by state", rollouts.counts),
-    )
-    collector = FleetCollector(registry.devices, hub.attached, parts.metrics, sources)
-    page = serve_metrics(collector, config.metrics_host, config.metrics_port)
+    servers, ports = _servers(home, config, authority, parts, clock)
+    page = _metrics_page(config, parts)
     for server in servers:
         await server.start()
     ready = {"pid": os.getpid(), "metrics": page.port, **ports}
@@ -258,13 +223,59 @@ async def _listening(
         yield
     finally:
         home.ready_file.unlink(missing_ok=True)
-        await hub.close()
+        await parts.nouns.hub.close()
         await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
         page.close()
 
 
+def _servers(
+    home: Home, config: CoordinatorConfig, authority: Authority, parts: _Parts, clock: Clock
+) -> tuple[list[grpc.aio.Server], Mapping[str, int]]:
+    """Enrolment, fleet and admin, not yet started, and the ports of the first two."""
+    ports: dict[str, int] = {}
+    registry = parts.nouns.registry
+    identify = _ServerCertificate(authority, config, clock)
+
+    def fleet_address() -> str:
+        return joined(config.advertised_host, ports["fleet"])
+
+    def register_enrolment(server: grpc.aio.Server) -> None:
+        servicer = EnrolmentServicer(registry, fleet_address, lambda: parts.nouns.releases.first_root)
+        enrolment_pb2_grpc.add_EnrolmentServicer_to_server(servicer, server)
+
+    def register_admin(server: grpc.aio.Server) -> None:
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminServicer(parts.nouns, fleet_address), server)
+
+    def register_fleet(server: grpc.aio.Server) -> None:
+        register_enrolment(server)
+        register_admin(server)
+        session_pb2_grpc.add_SessionServicer_to_server(parts.nouns.hub, server)
+        blobs = BlobsServicer(parts.blobs, parts.inbox, parts.traffic, max_bytes=config.max_blob_mib << 20)
+        blobs_pb2_grpc.add_BlobsServicer_to_server(blobs, server)
+        metrics_pb2_grpc.add_MetricsServicer_to_server(MetricsServicer(parts.metrics, clock), server)
+
+    enrolment, ports["enrolment"] = enrolment_server(
+        identify, registry, joined(config.host, config.enrolment_port), register_enrolment
+    )
+    fleet, ports["fleet"] = fleet_server(identify, registry, joined(config.host, config.fleet_port), register_fleet)
+    return [enrolment, fleet, admin_server(registry, home.admin_socket, register_admin)], ports
+
+
+def _metrics_page(config: CoordinatorConfig, parts: _Parts) -> MetricsPage:
+    nouns = parts.nouns
+    sources = (
+        by_state("jobs", "Federated jobs by state", lambda: Counter(str(job.state) for job in nouns.jobs.jobs())),
+        by_state("rollouts", "Rollouts by state", nouns.rollouts.counts),
+    )
+    collector = FleetCollector(nouns.registry.devices, nouns.hub.attached, parts.metrics, sources)
+    return serve_metrics(collector, config.metrics_host, config.metrics_port)
+
+
 class _ServerCertificate:
-    """What the server shows: a fresh key in memory, issued by the fleet's own authority, renewed at half of its life."""
+    """What the server shows: a fresh key in memory, issued by the fleet's own authority, renewed at half of its life.
+
+    gRPC asks from threads of its own. Two that ask at once may make two certificates: either will do.
+    """
 
     def __init__(self, authority: Authority, config: CoordinatorConfig, clock: Clock) -> None:
         self._authority = authority
@@ -297,10 +308,16 @@ def _pen(home: Home) -> Pen:
     return Pen(Places(home.metadata, home.keys))
 
 
-def _open_blobs(home: Home, config: CoordinatorConfig) -> Blobs:
-    if config.blobs_url:
-        return FsspecBlobs(config.blobs_url, home.staging)
-    return FolderBlobs(home.blobs)
+def open_store(home: Home, config: CoordinatorConfig, now: float) -> Blobs:
+    """Where blobs last, without what a process that was killed left unfinished there. Raises `ConfigError`."""
+    if not config.blobs_url:
+        own = FolderBlobs(home.blobs)
+        own.sweep(before=math.inf)
+        return own
+    blobs = open_blobs(config.blobs_url, home.staging, where="blobs_url")
+    if isinstance(blobs, FolderBlobs):
+        blobs.sweep(before=now - DAY_S)  # others may write there too
+    return blobs
 
 
 @contextlib.contextmanager

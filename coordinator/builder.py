@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from coordinator.rounds.ports import ModelState
 from shared import errors
 from shared.bundle import Report
-from shared.errors import ChildFailed, ConfigError, DeadlineExceeded, ShoalError
+from shared.errors import ChildFailed, ConfigError, DeadlineExceeded, InputError, PeerError, ShoalError
 from shared.files import write_atomic
 from shared.settings import Scalar, from_mapping
 from shared.signing.manifest import FileEntry
@@ -208,12 +208,12 @@ class BlockingBuilder:
             raise ConfigError(error.message, path="start", detail=error.detail) from error
 
     def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
-        """Raises `ChildFailed`, for whatever reason."""
+        """Raises like `Builder.prune`, with `ChildFailed` for all that another try may help."""
         with _as_child_failed():
             return self._run(self._builder.prune(Prune(state.model_json, ratio, public_data), state.arrays))
 
     def bundle(self, state: ModelState, public_data: str, out: Path, lineage: Mapping[str, Scalar]) -> Report:
-        """Raises `ChildFailed`, for whatever reason."""
+        """Raises like `Builder.bundle`, with `ChildFailed` for all that another try may help."""
         ask = MakeBundle(state.model_json, public_data, str(out), dict(lineage), self._recovery_batches)
         with _as_child_failed():
             return self._run(self._builder.bundle(ask, state.arrays))
@@ -253,9 +253,10 @@ class BlockingBuilder:
 
 @contextlib.contextmanager
 def _as_child_failed() -> Iterator[None]:
+    """What is wrong with the request itself stays what it is: it would be wrong again."""
     try:
         yield
-    except ChildFailed:
+    except (ChildFailed, InputError, PeerError):
         raise
     except ShoalError as error:
         raise ChildFailed(error.message, detail=error.detail) from error

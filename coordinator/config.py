@@ -24,7 +24,7 @@ class CoordinatorConfig:
     metrics_port: int = 7452  # Prometheus, on `metrics_host`
     metrics_host: str = "127.0.0.1"
     database_url: str = ""  # empty: SQLite in the home folder; postgresql+psycopg://… otherwise
-    blobs_url: str = ""  # empty: a folder in the home folder; any fsspec URL otherwise
+    blobs_url: str = ""  # empty: a folder in the home folder; otherwise any fsspec URL, s3://… say
     heartbeat_s: float = 5.0
     reconnect_grace_s: float = 10.0  # how long a task survives its device's stream
     device_certificate_days: float = 90.0

@@ -1,10 +1,15 @@
 """The fleet as rounds and releases see it."""
 
+import json
+
 from coordinator.fleet.device import Device
 from coordinator.fleet.registry import Registry
 from coordinator.fleet.states import DeviceState
 from coordinator.releases.release import DeviceRef as ReleaseDevice
 from coordinator.rounds.round import DeviceRef as RoundDevice
+from shared.text import is_clean
+
+_MAX_NAME = 64  # characters
 
 
 class FleetDirectory:
@@ -15,7 +20,10 @@ class FleetDirectory:
         self.for_releases = ReleaseDirectory(self._registry)
 
     def members(self, cohort: str) -> list[RoundDevice]:
-        return [RoundDevice(device.id, device.node_id, device.name) for device in _active(self._registry, cohort)]
+        return [
+            RoundDevice(device.id, device.node_id, device.name, client_apps(device.profile_json))
+            for device in _active(self._registry, cohort)
+        ]
 
 
 class ReleaseDirectory:
@@ -26,6 +34,14 @@ class ReleaseDirectory:
 
     def members(self, cohort: str) -> list[ReleaseDevice]:
         return [ReleaseDevice(device.id, device.name, device.labels) for device in _active(self._registry, cohort)]
+
+
+def client_apps(profile_json: str) -> frozenset[str] | None:
+    """What the device's profile lists, names that can be shown alone; None for an agent that lists none."""
+    listed = json.loads(profile_json or "{}").get("client_apps")  # the registry takes JSON objects alone
+    if not isinstance(listed, list):
+        return None
+    return frozenset(name for name in listed if isinstance(name, str) and is_clean(name, _MAX_NAME))
 
 
 def _active(registry: Registry, cohort: str) -> list[Device]:

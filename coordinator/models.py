@@ -43,7 +43,7 @@ class ReleasePublisher:
         )
 
     def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
-        """Build a bundle, sign it as the next release and return its number. Raises `ChildFailed` and what signing raises.
+        """Build a bundle, sign it as the next release and return its number. Raises what building and signing raise.
 
         A job has one release at most: who asks again is told its number.
         """

@@ -22,17 +22,19 @@ from coordinator.builder import (
     Prune,
     Result,
 )
+from coordinator.rounds.inputs import require_fit
 from shared.bundle import Bundle, Report, read_bundle, write_bundle
-from shared.errors import ConfigError, Malformed, ShoalError, Unsupported, UpdateRejected
+from shared.errors import Malformed, ShoalError, Unsupported, UpdateRejected
 from shared.files import write_atomic
 from shared.learning.examples import Split, load_file, split_examples
 from shared.learning.graph import INPUT
+from shared.learning.hyperparameters import TrainSettings
 from shared.learning.measure import agreement, choose_probe, judge, probe_candidates
 from shared.learning.models import build, factory_names, initial_state, load_state
 from shared.learning.prune import prune, size_of
 from shared.learning.spec import InputSchema, ModelSpec, new_spec
 from shared.learning.state import State, pack_state, unpack_state
-from shared.learning.train import FloatLearner, Images, TrainSettings, evaluate, fit, learning_rate, refresh_statistics
+from shared.learning.train import FloatLearner, Images, evaluate, fit, learning_rate, refresh_statistics
 from shared.settings import from_mapping
 
 _CALIBRATION = 512
@@ -172,13 +174,9 @@ def _run_graph(graph: bytes, x: Images) -> Images:
 
 def _examples(path: str, schema: InputSchema) -> Split:
     """Raises `NotFound` and `Malformed` for the file, `ConfigError` when it is not what the model takes."""
-    x, y = load_file(Path(path))
-    if x.shape[1:] != schema.shape or int(y.max()) >= len(schema.classes):
-        raise ConfigError(
-            f"{path} holds examples of shape {list(x.shape[1:])} with labels up to {int(y.max())}; the model takes "
-            f"{list(schema.shape)} and {len(schema.classes)} classes"
-        )
-    return split_examples(x, y)
+    examples = load_file(Path(path))
+    require_fit(examples, schema, path)
+    return split_examples(*examples)
 
 
 def _weights(folder: Path) -> State:

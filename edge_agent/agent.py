@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,8 @@ import structlog
 
 from edge_agent import local
 from edge_agent.config import AgentConfig, Home
-from edge_agent.inference.ports import InferencePort
+from edge_agent.device_profile import to_report
+from edge_agent.inference.ports import InferencePort, ModelStatus
 from edge_agent.journal import Journal
 from edge_agent.link.credentials import Membership
 from edge_agent.link.link import Link
@@ -39,6 +40,7 @@ from shared.session import (
     Hello,
     Install,
     RunTask,
+    Serving,
     Withdraw,
 )
 
@@ -95,7 +97,7 @@ class Agent:
         """The hello, then everything that the coordinator has not acknowledged."""
         hello = Hello(
             agent_version=version("shoal"),
-            profile_json=json.dumps(asdict(self._parts.profile), sort_keys=True),
+            profile_json=to_report(self._parts.profile),
             labels=self._parts.membership.labels,
             serving=await self._updater.serving(),
             running_tasks=self._tasks.running,
@@ -142,7 +144,7 @@ class Agent:
             self._parts.journal.close()
 
     async def _live(self) -> None:
-        loops: Mapping[str, Callable[[], Awaitable[None]]] = {
+        loops: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "session": self._link.run,
             "certificate": self._link.keep_renewed,
             "tasks": self._tasks.run,
@@ -151,7 +153,7 @@ class Agent:
             "metrics": self._sample,
             "tidy": self._tidy,
         }
-        running = {asyncio.ensure_future(_named(loop)): name for name, loop in loops.items()}
+        running = {asyncio.create_task(loop(), name=name): name for name, loop in loops.items()}
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             done, _ = await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
@@ -222,27 +224,12 @@ class Agent:
 
     async def status(self) -> Mapping[str, Any]:
         """For `edge-agent status`."""
-        parts, transfers = self._parts, self._link.transfers
-        with contextlib.suppress(ShoalError):
-            models = (await parts.inference.slots.status()).models
-            serving = {item.model: item for item in await self._updater.serving()}
-            live = [
-                {
-                    "model": model.model,
-                    "release": model.live.version if model.live else 0,
-                    "runtime": model.live.runtime if model.live else "",
-                    "digest": model.live.digest if model.live else "",
-                    "bundle_digest": serving[model.model].bundle_digest if model.model in serving else "",
-                    "proven": model.model in serving and serving[model.model].proven,
-                    "requests": model.requests,
-                    "errors": model.errors,
-                }
-                for model in models
-            ]
-            return {**self._about(), "models": live, "sent_bytes": transfers.sent_bytes} | {
-                "received_bytes": transfers.received_bytes
-            }
-        return {**self._about(), "models": []}
+        try:
+            models = (await self._parts.inference.slots.status()).models
+        except ShoalError:  # it is being restarted
+            return {**self._about(), "models": []}
+        serving = {item.model: item for item in await self._updater.serving()}
+        return {**self._about(), "models": [_model_of(one, serving.get(one.model)) for one in models]}
 
     def _about(self) -> dict[str, Any]:
         link = self._link
@@ -254,13 +241,28 @@ class Agent:
             "session": link.state.value,
             "reason": link.reason,
             "inference": self._parts.inference.address,
+            "sent_bytes": link.transfers.sent_bytes,
+            "received_bytes": link.transfers.received_bytes,
             "tasks": list(self._tasks.running),
-            "tasks_done": self._tasks.tasks_done,
+            "tasks_ended": self._tasks.ended,
             "installs": installs_of(self._parts.journal),
             "unacknowledged": len(self._parts.journal.outbox()),
             "spooled_metrics": self._parts.journal.spool_size(),
             "last_task": {sample.name: sample.value for sample in self._sampler.last_task.samples},
         }
+
+
+def _model_of(status: ModelStatus, serving: Serving | None) -> dict[str, Any]:
+    return {
+        "model": status.model,
+        "release": status.live.version if status.live else 0,
+        "runtime": status.live.runtime if status.live else "",
+        "digest": status.live.digest if status.live else "",
+        "bundle_digest": serving.bundle_digest if serving else "",
+        "proven": bool(serving and serving.proven),
+        "requests": status.requests,
+        "errors": status.errors,
+    }
 
 
 def installs_of(journal: Journal, limit: int = 10) -> list[dict[str, Any]]:
@@ -285,7 +287,3 @@ async def _cancelled(tasks: Iterable["asyncio.Task[Any]"]) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
-
-
-async def _named(loop: Callable[[], Awaitable[None]]) -> None:
-    await loop()

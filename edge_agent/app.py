@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_agent.agent import Agent, Parts
@@ -15,7 +15,7 @@ from edge_agent.journal import Journal
 from edge_agent.link.credentials import Credentials
 from edge_agent.link.link import Link, LinkSettings
 from edge_agent.link.transfer import Cache
-from edge_agent.metrics import LastTask, Sampler, Traffic
+from edge_agent.metrics import Sampler, Traffic
 from edge_agent.storage import DataStore
 from edge_agent.tasks import TaskRunner
 from edge_agent.trainer.ports import TrainerPort
@@ -53,19 +53,10 @@ def build_agent(
     profile = read_profile(home.path / PROFILE_FILE)
     journal = Journal(home.journal)
     agent: Agent
-    if inference is None:
-
-        async def on_restart() -> None:
-            await agent.restore()
-
-        inference = InferenceProcess(home.run, port=config.inference_port, on_restart=on_restart, clock=clock)
+    inference = inference or _inference(home, config, clock, lambda: agent)
     trainer = trainer or ProcessTrainer(home.socket("trainer"), worker_settings(home, config), _limits(config, profile))
     agent = Agent(Parts(home, config, profile, credentials.membership, clock, journal, trainer, inference))
-    address = config.fleet_address or credentials.membership.fleet_address
-    settings = LinkSettings(address, config.reconnect_min_s, config.reconnect_max_s, config.barred_retry_s)
-    cache = Cache(home.cache, config.cache_mib << 20)
-    link = Link(credentials, settings, cache, clock, opening=agent.opening, handle=agent.handle)
-    trust, data = Trust(home.trust, credentials.root_json), DataStore(home.data)
+    link = _link(home, config, credentials, clock, agent)
     tools = Tools(
         home=home,
         config=config,
@@ -75,16 +66,12 @@ def build_agent(
         link=link,
         trainer=trainer,
         inference=inference,
-        trust=trust,
-        data=data,
+        trust=Trust(home.trust, credentials.root_json),
+        data=DataStore(home.data),
         identity=lambda: credentials.identity,
     )
     sampler = _sampler(config, journal, clock, inference, link)
-
-    def last_task() -> LastTask:
-        return sampler.last_task
-
-    tasks = TaskRunner(trainer, link, clock, link.send, last_task)
+    tasks = TaskRunner(trainer, link, clock, link.send, sampler.last_task)
     agent.connect(link, Updater(tools, link.send), tasks, sampler)
     return agent
 
@@ -107,6 +94,22 @@ def worker_settings(home: Home, config: AgentConfig) -> WorkerSettings:
 def _limits(config: AgentConfig, profile: Profile) -> Limits:
     memory_mib = config.trainer_memory_mib or profile.memory_mib + _LIBRARIES_MIB
     return Limits(memory_mib=memory_mib, threads=profile.threads)
+
+
+def _inference(home: Home, config: AgentConfig, clock: Clock, agent: Callable[[], Agent]) -> InferencePort:
+    """`agent` is asked once the service was restarted: the two are made from each other."""
+
+    async def on_restart() -> None:
+        await agent().restore()
+
+    return InferenceProcess(home.run, port=config.inference_port, on_restart=on_restart, clock=clock)
+
+
+def _link(home: Home, config: AgentConfig, credentials: Credentials, clock: Clock, agent: Agent) -> Link:
+    address = config.fleet_address or credentials.membership.fleet_address
+    settings = LinkSettings(address, config.reconnect_min_s, config.reconnect_max_s, config.barred_retry_s)
+    cache = Cache(home.cache, config.cache_mib << 20)
+    return Link(credentials, settings, cache, clock, opening=agent.opening, handle=agent.handle)
 
 
 def _sampler(config: AgentConfig, journal: Journal, clock: Clock, inference: InferencePort, link: Link) -> Sampler:

@@ -58,7 +58,9 @@ class AgentConfig:
 def check_address(address: str, name: str = "address") -> str:
     """Raises `ValueError` unless `address` is HOST:PORT."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+    if "/" in address:
+        raise ValueError(f"{name} is HOST:PORT, without a scheme or a path, not {address!r}")
+    if not host or not (port.isascii() and port.isdigit()) or not 1 <= int(port) <= 65535:
         raise ValueError(f"{name} is HOST:PORT, not {address!r}")
     return address
 

@@ -1,12 +1,11 @@
 """Joining a fleet: key made here, authority checked against the token, certificate stored. May be repeated at any point."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.config import Home, check_address
-from edge_agent.device_profile import PROFILE_FILE, read_profile
+from edge_agent.device_profile import PROFILE_FILE, read_profile, to_report
 from edge_agent.link.credentials import Credentials, Membership, is_enrolled, store_membership, store_pair
 from edge_agent.link.enrolment import Application, Issued, Pending, apply, fetch_authority
 from shared.clock import Clock
@@ -31,7 +30,8 @@ class Wish:
     profile: Path | None = None
 
     def __post_init__(self) -> None:
-        parse_name(self.name)
+        for name in (self.name, *self.labels):
+            parse_name(name)
         try:
             check_address(self.coordinator, "--coordinator")
         except ValueError as error:
@@ -57,19 +57,18 @@ def enrol(home: Home, wish: Wish, clock: Clock) -> Iterator[Membership | Pending
         save_key(waiting, generate_key())
     key = load_key(waiting)
     ca_der = fetch_authority(wish.coordinator, wish.token)
-    profile_json = json.dumps(asdict(profile), sort_keys=True)
-    application = Application(wish.token, make_csr(key, wish.name), wish.name, wish.labels, profile_json)
+    application = Application(wish.token, make_csr(key, wish.name), wish.name, wish.labels, to_report(profile))
     while isinstance(answer := apply(wish.coordinator, ca_der, application), Pending):
         yield answer
-    yield _store(home, wish, answer, ca_der, clock)
+    membership = _store(home, wish, answer, ca_der, clock)
     waiting.unlink(missing_ok=True)
+    yield membership
 
 
 def wait_for(answers: Iterator[Membership | Pending], pause: Callable[[], None]) -> Membership:
     """Ask until there is a membership; `pause` is called before each repetition."""
     for answer in answers:
         if isinstance(answer, Membership):
-            next(answers, None)  # lets it tidy up
             return answer
         pause()
     raise NotFound("the coordinator gave no answer")

@@ -81,8 +81,7 @@ def process_samples(root: psutil.Process) -> list[Sample]:
     """Memory and CPU of the agent and its children, and each one's own memory."""
     parts = {"agent": root}
     for child in root.children(recursive=True):
-        with_name = _role(child)
-        parts.setdefault(with_name, child)
+        parts.setdefault(_role(child), child)
     memory: dict[str, float] = {}
     cpu = 0.0
     for role, process in parts.items():

@@ -1,7 +1,8 @@
-"""What `edge-agent status` tells, from the running agent or from its journal."""
+"""What `edge-agent status` tells, from the running agent or from its journal, and `edge-agent data list`."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from edge_agent import local
 from edge_agent.config import Home
@@ -9,6 +10,11 @@ from edge_agent.journal import Journal
 from edge_agent.link.credentials import Credentials
 from shared.clock import SystemClock
 from shared.errors import Unavailable
+
+if TYPE_CHECKING:
+    from edge_agent.storage import Contents
+
+_WIDEST_LABELS = 30
 
 
 def read_status(home: Home) -> Mapping[str, Any]:
@@ -57,7 +63,8 @@ def as_lines(status: Mapping[str, Any]) -> Iterator[str]:
         reason = f": {status['reason']}" if status["reason"] else ""
         yield f"session     {status['session']}{reason}"
         yield f"inference   {status['inference']}"
-        yield f"tasks       {status['tasks_done']} done, {len(status['tasks'])} under way"
+        ended = ", ".join(f"{count} {how}" for how, count in status["tasks_ended"].items())
+        yield f"tasks       {ended}, {len(status['tasks'])} under way"
     else:
         yield "agent       not running; start it with `edge-agent run`"
     for model in status["models"]:
@@ -70,3 +77,50 @@ def as_lines(status: Mapping[str, Any]) -> Iterator[str]:
         reason = f": {install['reason']}" if install["reason"] else ""
         yield f"{install['order']:<11} {install['model']}:{install['release']} {install['state']}{reason}"
     yield f"to report   {status['unacknowledged']} receipts, {status['spooled_metrics']} batches of metrics"
+
+
+def contents_as_plain(contents: "Contents") -> dict[str, Any]:
+    """For programs: JSON values."""
+    labels = contents.labels or {}
+    return {
+        "name": contents.chunk.id,
+        "file": contents.chunk.source,
+        "examples": sum(labels.values()),
+        "labels": {str(label): count for label, count in labels.items()},
+        "shape": list(contents.shape or ()),
+        "bytes": contents.size_bytes,
+        "ingested_at": contents.ingested_at,
+        "damaged": contents.labels is None,
+    }
+
+
+def contents_as_lines(every: "Iterable[Contents]") -> Iterator[str]:
+    """For people."""
+    cells = [_cells(one) for one in every]
+    if not cells:
+        yield "no examples yet: add some with `edge-agent ingest FILE`"
+        return
+    rows = [("NAME", "EXAMPLES", "LABELS", "KB", "INGESTED (UTC)", "FILE"), *cells]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _cells(one: "Contents") -> tuple[str, ...]:
+    at = datetime.datetime.fromtimestamp(one.ingested_at, datetime.UTC)
+    labels = "damaged" if one.labels is None else _ranges(sorted(one.labels))
+    examples = str(sum((one.labels or {}).values()))
+    size = f"{one.size_bytes / 1000:.1f}"
+    return one.chunk.id, examples, labels, size, at.strftime("%Y-%m-%d %H:%M"), one.chunk.source or "-"
+
+
+def _ranges(labels: list[int]) -> str:
+    """`0-9, 77`; of many that are far apart only how many there are."""
+    runs: list[list[int]] = []
+    for label in labels:
+        if runs and label == runs[-1][1] + 1:
+            runs[-1][1] = label
+        else:
+            runs.append([label, label])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return text if len(text) <= _WIDEST_LABELS else f"{labels[0]} to {labels[-1]}, {len(labels)} of them"

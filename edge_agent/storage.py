@@ -1,26 +1,32 @@
-"""The device's labelled examples: a folder of immutable chunks that only grows. No torch here.
+"""The device's labelled examples: a folder of immutable chunks, one an ingested file. No torch here.
 
-A chunk's name is its place in line and the digest of its bytes, so ingesting the same examples twice changes nothing.
+A chunk's file is named for its place in line, the digest of its bytes and the file that it came from; ingesting the same examples
+twice changes nothing. Files appear and go whole, so any process may read while another ingests or removes.
 """
 
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from shared.errors import Corrupt, Malformed, NotFound
-from shared.files import write_atomic
+from shared.errors import Conflict, Corrupt, InputError, Malformed, NotFound
+from shared.files import fsync_folder, write_atomic
 from shared.ids import digest_of
 from shared.learning.examples import Split, X, Y, check_examples, is_held_out, load_file, split_examples
 
-__all__ = ["Chunk", "DataStore", "Split", "is_held_out", "load_file"]
+__all__ = ["Chunk", "Contents", "DataStore", "Ingested", "Split", "is_held_out", "load_file"]
 
-_CHUNK = re.compile(r"(\d{8})-([0-9a-f]{64})\.safetensors\Z")
+_log = structlog.get_logger()
+_CHUNK = re.compile(r"\d{8}-(?P<digest>[0-9a-f]{64})(-(?P<source>[\w.-]+))?\.safetensors\Z")
+_ID_LENGTH = len("00000000-01234567")
+_SOURCE_BYTES = 100  # of a file name, which has 255
 
 
 @dataclass(frozen=True)
@@ -31,42 +37,111 @@ class Chunk:
     path: Path = field(repr=False)
 
     @property
-    def digest(self) -> str:
-        return self.name.partition("-")[2].partition(".")[0]
+    def id(self) -> str:
+        """What people call it: the beginning of its name."""
+        return self.name[:_ID_LENGTH]
 
-    def read(self) -> tuple[X, Y]:
-        """Raises `Corrupt` when the bytes are not what was ingested."""
-        data = self.path.read_bytes()
-        if digest_of(data) != self.digest:
-            raise Corrupt(f"{self.path} was changed or damaged: remove it and ingest its examples again")
+    @property
+    def source(self) -> str:
+        """The file that was ingested; empty where that is not known."""
+        return self._part("source")
+
+    def _part(self, name: str) -> str:
+        match = _CHUNK.match(self.name)
+        return (match[name] if match else None) or ""
+
+    def read(self) -> tuple[X, Y] | None:
+        """None: it was removed since. Raises `Corrupt` when the bytes are not what was ingested."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if digest_of(data) != self._part("digest"):
+            raise Corrupt(
+                f"{self.path} was changed or damaged: `edge-agent data remove {self.id}`, and ingest its file again"
+            )
         arrays = load(data)
         return arrays["x"], arrays["y"]
 
 
+@dataclass(frozen=True)
+class Ingested:
+    """`added`: how many examples are new; 0 when the chunk was there already."""
+
+    chunk: Chunk
+    added: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one chunk holds. `labels`: how many examples have each; None, as is `shape`, for a chunk that is damaged."""
+
+    chunk: Chunk
+    size_bytes: int
+    ingested_at: float  # seconds since the epoch
+    shape: tuple[int, ...] | None = None
+    labels: Mapping[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """Examples of one chunk that a model cannot take, and why."""
+
+    chunk: Chunk
+    examples: int
+    reason: str
+
+
 class DataStore:
-    """Several processes may read while one ingests."""
+    """One device's folder of chunks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def ingest(self, x: NDArray[Any], y: NDArray[Any]) -> int:
-        """Add examples: `x` float32 (n, …), `y` integer labels (n,). Returns how many are new: n, or 0 for a chunk that is
-        there already. Raises `Malformed` for examples that do not fit, `StorageFull`; nothing is then changed.
+    def ingest_files(self, paths: Sequence[Path]) -> list[Ingested]:
+        """All are good, or none is taken. Raises what `load_file` and `ingest` raise; `Malformed` names the file."""
+        loaded = [(path, *load_file(path)) for path in paths]
+        stored = self._shape() or loaded[0][1].shape[1:]
+        for path, x, _ in loaded:
+            _check_shape(x, stored, path.name)
+        return [self.ingest(x, y, source=path.name) for path, x, y in loaded]
+
+    def ingest(self, x: NDArray[Any], y: NDArray[Any], *, source: str = "") -> Ingested:
+        """Add examples: `x` float32 (n, …), `y` integer labels (n,). Raises `Malformed` for examples that do not fit,
+        `StorageFull`; nothing is then changed.
         """
         images, labels = check_examples(x, y)
         chunks = self.chunks()
-        if chunks:
-            shape = chunks[0].read()[0].shape[1:]
-            if images.shape[1:] != shape:
-                raise Malformed(f"examples have shape {list(images.shape[1:])}, those stored here have {list(shape)}")
+        _check_shape(images, self._shape())
         data = save({"x": images, "y": labels})
         digest = digest_of(data)
-        if any(chunk.digest == digest for chunk in chunks):
-            return 0
+        for chunk in chunks:
+            if digest in chunk.name:
+                return Ingested(chunk, 0)
         place = int(chunks[-1].name[:8]) + 1 if chunks else 0
+        name = f"{place:08d}-{digest}{_suffix(source)}.safetensors"
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(self._path / f"{place:08d}-{digest}.safetensors", data, mode=0o600)
-        return len(labels)
+        write_atomic(self._path / name, data, mode=0o600)
+        return Ingested(Chunk(name, self._path / name), len(labels))
+
+    def remove(self, name: str) -> Chunk:
+        """Forget one chunk, by its id or the name of the file that it came from. Raises `NotFound`, and `Conflict` for a name that
+        several have.
+        """
+        found = [chunk for chunk in self.chunks() if name and name in (chunk.id, chunk.source)]
+        if not found:
+            raise NotFound(f"no ingested file {name[:80]!r}; `edge-agent data list` shows them")
+        if len(found) > 1:
+            raise Conflict(
+                f"{len(found)} ingested files are called {name}; give one of {', '.join(one.id for one in found)}"
+            )
+        found[0].path.unlink(missing_ok=True)
+        fsync_folder(self._path)
+        return found[0]
+
+    def _shape(self) -> tuple[int, ...] | None:
+        """Of the stored examples, if there are any."""
+        return next((read[0].shape[1:] for chunk in self.chunks() if (read := chunk.read()) is not None), None)
 
     def chunks(self) -> list[Chunk]:
         """Oldest first."""
@@ -74,16 +149,72 @@ class DataStore:
             return []
         return [Chunk(name, self._path / name) for name in sorted(os.listdir(self._path)) if _CHUNK.match(name)]
 
-    def count(self) -> int:
-        """How many examples there are, held out or not."""
-        return sum(len(chunk.read()[1]) for chunk in self.chunks())
+    def contents(self) -> Iterator[Contents]:
+        """Oldest first."""
+        for chunk in self.chunks():
+            try:
+                status = chunk.path.stat()
+                read = chunk.read()
+            except Corrupt:
+                yield Contents(chunk, status.st_size, status.st_mtime)
+                continue
+            except FileNotFoundError:
+                continue
+            if read is not None:
+                x, y = read
+                labels, counts = np.unique(y, return_counts=True)
+                found = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+                yield Contents(chunk, status.st_size, status.st_mtime, x.shape[1:], found)
 
-    def split(self) -> Split:
-        """Everything. Raises `NotFound` when nothing has been ingested, `Corrupt`."""
-        return split_examples(*self._everything())
+    def split(self, *, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Split:
+        """The examples that a model takes whose input has this `shape` and whose answers are numbered below `classes`; None: any.
+        The others are left out, which the log tells.
 
-    def _everything(self) -> tuple[X, Y]:
-        parts = [chunk.read() for chunk in self.chunks()]
-        if not parts:
-            raise NotFound("this device has no examples yet: add some with `edge-agent ingest FILE`")
-        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+        Raises `NotFound` when nothing has been ingested, `Conflict` when nothing is left, `Corrupt`.
+        """
+        kept: list[tuple[X, Y]] = []
+        misfits: list[_Misfit] = []
+        for chunk in self.chunks():
+            if (read := chunk.read()) is None:
+                continue
+            x, y = read
+            shape = shape or x.shape[1:]
+            if x.shape[1:] != shape:
+                misfits.append(_Misfit(chunk, len(y), f"shape {list(x.shape[1:])}, the model takes {list(shape)}"))
+                continue
+            fits = np.ones(len(y), np.bool_) if classes is None else y < classes
+            if not fits.all():
+                reason = f"labels up to {int(y.max())}, the model has {classes} classes"
+                misfits.append(_Misfit(chunk, int((~fits).sum()), reason))
+            kept.append((x, y) if fits.all() else (x[fits], y[fits]))
+        for one in misfits:
+            about = {"file": one.chunk.source, "id": one.chunk.id, "examples": one.examples, "reason": one.reason}
+            _log.warning("examples left out", **about)
+        if not sum(len(y) for _, y in kept):
+            raise _nothing_left(misfits)
+        return split_examples(np.concatenate([x for x, _ in kept]), np.concatenate([y for _, y in kept]))
+
+
+def _check_shape(x: X, stored: tuple[int, ...] | None, name: str = "") -> None:
+    if stored is not None and x.shape[1:] != stored:
+        raise Malformed(
+            f"{name}{': ' if name else ''}examples have shape {list(x.shape[1:])}, those stored here have {list(stored)};"
+            " `edge-agent data remove` makes room for others"
+        )
+
+
+def _suffix(source: str) -> str:
+    """A file's name as part of a chunk's."""
+    kept = re.sub(r"[^\w.-]", "_", source).encode()[:_SOURCE_BYTES].decode(errors="ignore")
+    return f"-{kept}" if kept else ""
+
+
+def _nothing_left(misfits: Sequence[_Misfit]) -> InputError:
+    """Names chunks, not the files that they came from: the coordinator is told too."""
+    if not misfits:
+        return NotFound("this device has no examples yet: add some with `edge-agent ingest FILE`")
+    first, count = misfits[0], len(misfits)
+    which = f"{first.chunk.id}, the first of {count} files," if count > 1 else first.chunk.id
+    return Conflict(
+        f"none of this device's examples fits the model: {which} has {first.reason}; see `edge-agent data list`"
+    )

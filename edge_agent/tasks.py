@@ -12,7 +12,8 @@ import structlog
 from edge_agent.link.port import LinkPort
 from edge_agent.metrics import LastTask
 from edge_agent.state import Waiting, choose
-from edge_agent.trainer.ports import LocalTask, Piece, TaskOutcome, TrainerPort
+from edge_agent.trainer.ports import APP_NOT_LOADED, REFUSED, LocalTask, Piece, TaskOutcome, TrainerPort
+from shared.client_apps import UNFIT
 from shared.clock import Clock
 from shared.errors import ShoalError
 from shared.ids import JobId, TaskId, new_event_id
@@ -22,9 +23,8 @@ _log = structlog.get_logger()
 _REMEMBERED_JOBS = 64
 _REMEMBERED_TASKS = 4096
 _UPLOAD_S = 5.0
-_NEXT_PHASE_S = (
-    30.0  # a coordinator asks for the next phase of a secure round when all have answered, or the deadline is over
-)
+# A coordinator asks for the next phase of a secure round when all have answered, or the deadline is over.
+_NEXT_PHASE_S = 30.0
 
 
 @dataclass
@@ -50,10 +50,10 @@ class TaskRunner:
         link: LinkPort,
         clock: Clock,
         send: Callable[[AgentEvent], None],
-        last_task: Callable[[], LastTask],
+        last_task: LastTask,
     ) -> None:
         self.idle_since = clock.monotonic()
-        self.tasks_done = 0
+        self.ended = {"done": 0, "failed": 0, "refused": 0, "cancelled": 0}
         self._trainer = trainer
         self._link = link
         self._clock = clock
@@ -96,6 +96,7 @@ class TaskRunner:
         _log.info("task cancelled", task=task_id)
         if entry.work is None:
             self._drop(task_id)
+            self.ended["cancelled"] += 1
         else:
             entry.work.cancel()
 
@@ -166,6 +167,8 @@ class TaskRunner:
             if not entry.work.done():  # this agent stops
                 entry.work.cancel()
                 await asyncio.wait([entry.work])
+        if entry.work.cancelled():
+            self.ended["cancelled"] += 1
 
     async def _run(self, entry: _Entry) -> None:
         order = entry.order
@@ -182,7 +185,7 @@ class TaskRunner:
         except Exception as error:  # noqa: BLE001  # whatever it was costs this task, not the agent
             _log.error("task failed", task=order.task_id, exc_info=error)
             outcome, parts = _gone(f"this device failed: {type(error).__name__}; see its log"), ()
-        self.tasks_done += 1
+        self.ended[_how(outcome)] += 1
         self._answer(order, outcome, parts)
 
     async def _worked(self, entry: _Entry) -> tuple[TaskOutcome, tuple[Part, ...]]:
@@ -211,7 +214,7 @@ class TaskRunner:
         )
         outcome = await self._trainer.run(task)
         if outcome.metrics:
-            self._last_task().learn(order.client_app, outcome.metrics, secure=order.secure)
+            self._last_task.learn(order.client_app, outcome.metrics, secure=order.secure)
         return outcome
 
     async def _fetch(self, parts: Sequence[Part]) -> tuple[Piece, ...]:
@@ -262,6 +265,13 @@ class TaskRunner:
 
 def _files(outcome: TaskOutcome) -> tuple[Path, ...]:
     return tuple(piece.path for piece in outcome.pieces if piece.path is not None)
+
+
+def _how(outcome: TaskOutcome) -> str:
+    """Refused: this device, or its app, would say so again."""
+    if not outcome.error_code:
+        return "done"
+    return "refused" if outcome.error_code in (REFUSED, UNFIT, APP_NOT_LOADED) else "failed"
 
 
 def _gone(reason: str) -> TaskOutcome:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -217,10 +217,12 @@ class FolderBlobs:
 
     def forget_arrivals(self, *, before: float) -> None:
         """Those that have not grown since then, in seconds since the epoch."""
-        for path in self._arriving.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it ended just now
-                if path.stat().st_mtime < before:
-                    path.unlink()
+        _drop(self._arriving.iterdir(), before)
+
+    def sweep(self, *, before: float) -> None:
+        """Drop what was half arrived or half written then, and has not grown since: whoever did it was killed."""
+        self.forget_arrivals(before=before)
+        _drop(self._root.glob("[0-9a-f][0-9a-f]/.*.tmp"), before)
 
     def delete(self, digest: Digest) -> None:
         self.path(digest).unlink(missing_ok=True)
@@ -230,6 +232,13 @@ class FolderBlobs:
 
     def _arrival(self, digest: Digest, sender: str) -> Path:
         return self._arriving / (f"{parse_digest(digest)}.{parse_name(sender)}" if sender else parse_digest(digest))
+
+
+def _drop(paths: Iterable[Path], before: float) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # it ended just now
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 @contextlib.contextmanager

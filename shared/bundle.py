@@ -104,10 +104,15 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
     write_folder(path, contents)
 
 
-def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
-    """Files in a new folder, all or none: written beside it, synced, renamed. Raises `Conflict` and `StorageFull`."""
+def require_absent(path: Path) -> None:
+    """Raises `Conflict`."""
     if path.exists():
         raise Conflict(f"{path} exists already: choose another place, or remove it")
+
+
+def write_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Files in a new folder, all or none: written beside it, synced, renamed. Raises `Conflict` and `StorageFull`."""
+    require_absent(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with storage_errors(path.name):
         try:
@@ -161,7 +166,9 @@ def _contents(path: Path) -> dict[str, bytes]:
 
 
 def _check_size(name: str, size: int) -> None:
-    if not 0 < size <= LIMITS[name]:
+    if not size:
+        raise Malformed(f"{name} is empty")
+    if size > LIMITS[name]:
         raise Malformed(f"{name} has {size} bytes, at most {LIMITS[name]} are allowed")
 
 

@@ -30,6 +30,7 @@ REFUSED = ErrorCode.MOD_FAILED_PRECONDITION  # a mod on the device said no, and 
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its own reader says
 MAX_NAME = 1000  # characters, of a record, an array or a value
 INTEGERS = range(-(1 << 63), 1 << 64)  # what Flower's own records hold: a signed or an unsigned 64-bit number
+APP_NOT_LOADED = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
 APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 weighted_mean_of_metrics = aggregate_metricrecords  # what a stock strategy uses unless told otherwise
 # The format's version 1.0, as numpy.lib.format writes it for numbers and truth values.

@@ -1,45 +1,67 @@
-"""Blobs under any fsspec URL (`s3://…`, `gs://…`, `memory://…`). A library's own errors that are no `OSError` pass as they are."""
+"""Blobs under any fsspec URL (`s3://…`, `gs://…`, `memory://…`). A folder named so, `file://…`, is kept like any folder.
+
+Whatever a cloud's library raises comes out as `shared.blobs` says. An object store shows an object whole or not at all; where a
+filesystem (`sftp://…`) shows half of one whose writer was killed, the next write of the same blob replaces it.
+"""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from shared.blobs import FolderBlobs, store_errors, unknown
+from shared.blobs import READ_SIZE, Blobs, FolderBlobs, store_errors, unknown
+from shared.errors import ConfigError, ShoalError
 from shared.ids import Digest, digest_of, parse_digest
 
 
-class FsspecBlobs:
-    """Implements `shared.blobs.Blobs`. Arrivals are staged in the local folder `staging`."""
+def open_blobs(url: str, staging: Path, *, where: str = "") -> Blobs:
+    """The store at `url`. Raises `ConfigError` for a URL that no installed library knows; `where` it was read is named."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ConfigError("write it as a URL, such as s3://bucket/folder or file:///srv/blobs", path=where)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # the URL stays out of the message: it may hold a secret
+        raise ConfigError(f"no blobs at a URL of {scheme}://", path=where, detail=str(error)[:200]) from error
+    if isinstance(filesystem, LocalFileSystem):  # fsspec writes in place: a writer that is killed leaves half a blob
+        return FolderBlobs(Path(root))
+    return FsspecBlobs(filesystem, root, staging)
 
-    def __init__(self, url: str, staging: Path) -> None:
-        self._filesystem, self._root = fsspec.core.url_to_fs(url)
+
+class FsspecBlobs:
+    """Implements `shared.blobs.Blobs` under `root` of an fsspec filesystem. Arrivals are staged in the local folder `staging`."""
+
+    def __init__(self, filesystem: Any, root: str, staging: Path) -> None:
+        self._filesystem = filesystem
+        self._root = root
         self._staging = FolderBlobs(staging, durable=False)
 
     def has(self, digest: Digest) -> bool:
-        with _errors(digest):
+        with _errors():
             return bool(self._filesystem.isfile(self._key(digest)))
 
     def size(self, digest: Digest) -> int:
-        with _errors(digest):
+        with _reading(digest):
             return int(self._filesystem.size(self._key(digest)))
 
     def open(self, digest: Digest, offset: int = 0) -> BinaryIO:
-        with _errors(digest):
+        with _reading(digest):
             file: BinaryIO = self._filesystem.open(self._key(digest), "rb")
             file.seek(offset)
-        return file
+        return io.BufferedReader(_RemoteFile(file, digest), READ_SIZE)
 
     def read(self, digest: Digest) -> bytes:
-        with _errors(digest), self.open(digest) as file:
+        with self.open(digest) as file:
             return file.read()
 
     def write(self, data: bytes) -> Digest:
         digest = digest_of(data)
-        with _errors(digest):
-            if not self.has(digest):
+        with _errors():
+            if not (self.has(digest) and self.size(digest) == len(data)):
                 self._filesystem.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
                 self._filesystem.pipe_file(self._key(digest), data)
         return digest
@@ -62,12 +84,12 @@ class FsspecBlobs:
         self._staging.discard(digest, sender=sender)
 
     def delete(self, digest: Digest) -> None:
-        with _errors(digest):
+        with _errors():
             if self.has(digest):
                 self._filesystem.rm_file(self._key(digest))
 
     def digests(self) -> Iterator[Digest]:
-        with store_errors("blobs"):
+        with _errors():
             found = self._filesystem.glob(f"{self._root}/[0-9a-f][0-9a-f]/*")
         return (Digest(path.rsplit("/", 1)[-1]) for path in found)
 
@@ -75,9 +97,44 @@ class FsspecBlobs:
         return f"{self._root}/{digest[:2]}/{parse_digest(digest)}"
 
 
+class _RemoteFile(io.RawIOBase):
+    """An open file of fsspec whose failures are ours: it may fail at any read."""
+
+    def __init__(self, file: BinaryIO, digest: Digest) -> None:
+        super().__init__()
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _reading(self._digest):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
 @contextlib.contextmanager
-def _errors(digest: Digest) -> Iterator[None]:
+def _errors() -> Iterator[None]:
+    """The libraries behind fsspec (botocore, aiohttp, Azure's, …) raise errors of their own that share no base class."""
     with store_errors("blobs"):
+        try:
+            yield
+        except (ShoalError, OSError):
+            raise
+        except Exception as error:  # as said above
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _reading(digest: Digest) -> Iterator[None]:
+    with _errors():
         try:
             yield
         except FileNotFoundError:

@@ -53,7 +53,7 @@ def typed_errors() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise error_from_rpc(error) from error
-    except grpc.aio.UsageError as error:
+    except grpc.aio.UsageError as error:  # which is no RpcError
         raise Unavailable("the connection is closed; try again", detail=str(error)[:200]) from error
     except asyncio.CancelledError:
         task = asyncio.current_task()

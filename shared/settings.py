@@ -4,6 +4,7 @@ A dataclass checks its own values in `__post_init__` with `ValueError`; here tha
 """
 
 import dataclasses
+import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D", bound="DataclassInstance")
 Scalar = bool | int | float | str
+_UNKNOWN = "unknown key "
 _converter = Converter(forbid_extra_keys=True)
 
 
@@ -69,8 +71,8 @@ def from_mapping(kind: type[T], values: Any, *, where: str = "") -> T:
     try:
         return _converter.structure(values, kind)
     except ClassValidationError as error:
-        first = transform_error(error, path=where or kind.__name__, format_exception=_explain)[0]
-        message, _, path = first.partition(" @ ")
+        found = transform_error(error, path=where or kind.__name__, format_exception=_explain)
+        message, _, path = min(found, key=_typing_mistakes_first).partition(" @ ")
         raise ConfigError(message, path=path) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error), path=where or kind.__name__) from error
@@ -78,10 +80,21 @@ def from_mapping(kind: type[T], values: Any, *, where: str = "") -> T:
 
 def _explain(error: BaseException, kind: type | None) -> str:
     if isinstance(error, ForbiddenExtraKeysError):
-        return f"unknown key {', '.join(sorted(error.extra_fields))}"
+        return _UNKNOWN + ", ".join(_with_hint(key, error.cl) for key in sorted(error.extra_fields))
     if isinstance(error, KeyError):
         return f"missing key {error.args[0]}"
     return str(error)
+
+
+def _typing_mistakes_first(message: str) -> bool:
+    """A key that is misspelt is missing too: say the former."""
+    return not message.startswith(_UNKNOWN)
+
+
+def _with_hint(key: str, kind: Any) -> str:
+    known = [item.name for item in dataclasses.fields(kind)]
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"{key} (did you mean {close[0]}?)" if close else key
 
 
 def parse_toml(kind: type[T], text: str, *, where: str = "") -> T:

@@ -5,6 +5,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 def clean_text(text: str, limit: int = 500) -> str:
     """At most `limit` characters, all of them printable: no control or escape sequence, no lone surrogate, no direction mark.
+    (JSON and `sys.argv` let lone surrogates in; a protobuf string raises `UnicodeEncodeError` on one.)
 
     White space becomes a space, whatever else does not print the replacement character.
     """

@@ -23,9 +23,7 @@ def pieces(file: BinaryIO, *, compress: bool) -> Iterator[tuple[bytes, bool]]:
     first = True
     while piece := file.read(PIECE_BYTES):
         if first and compress:
-            sample = piece[
-                -_SAMPLE_BYTES:
-            ]  # its end: a file begins with a header, which compresses better than what follows
+            sample = piece[-_SAMPLE_BYTES:]  # a file begins with a header, which compresses better than what follows
             compress = len(compressor.compress(sample)) <= _WORTH_IT * len(sample)
         first = False
         yield (compressor.compress(piece), True) if compress else (piece, False)
@@ -36,9 +34,8 @@ def open_piece(data: bytes, *, is_frame: bool) -> bytes:
     if not is_frame:
         return data
     try:
-        if (
-            zstandard.frame_content_size(data) > PIECE_BYTES
-        ):  # the limit below counts only where a frame does not say its size
+        # zstandard ignores `max_output_size` where a frame states its own size.
+        if zstandard.frame_content_size(data) > PIECE_BYTES:
             raise Malformed("a zstd frame larger than a piece")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=PIECE_BYTES)
     except zstandard.ZstdError as error:

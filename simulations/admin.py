@@ -6,8 +6,8 @@ from pathlib import Path
 
 from shared.errors import ChildFailed
 from shared.files import write_atomic
-from simulations.commands import Event, Job, Rollout, Round, last
-from simulations.console import Screen
+from simulations.commands import Event, Job, Rollout, RolloutDevice, Round, last
+from simulations.console import Screen, load_line
 from simulations.fleet import Fleet
 from simulations.jobfile import to_toml
 from simulations.loader import Loader
@@ -16,10 +16,8 @@ from simulations.report import percent
 
 _SHOWN = ("PROVEN", "REFUSED", "FAILED")  # where a device's part in a rollout ends
 _STAGE_TIMEOUT_S = 120.0
-AT_ONCE: Mapping[str, object] = {
-    "stages": [1.0],
-    "gate": {"requantize": False},
-}  # a first release: all, as it was built
+# A first release: to all, as it was built.
+AT_ONCE: Mapping[str, object] = {"stages": [1.0], "gate": {"requantize": False}}
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Admin:
         write_atomic(file, to_toml({"stage_timeout_s": _STAGE_TIMEOUT_S, **plan}).encode())
         started = await self.fleet.coordinator.start_rollout(model, release, file)
         ended = await self.fleet.watching(self._follow_rollout(started))
-        words = f" ({ended.reason})" if ended.reason else ""
+        words = f" ({ended.reason.partition(';')[0]})" if ended.reason else ""  # each device's own was told before
         self.screen.say(f"rollout of release {release}: {ended.state.lower()}{words}")
         return ended
 
@@ -67,10 +65,7 @@ class Admin:
             if device.state == known.get(device.name) or device.state not in _SHOWN:
                 continue
             known[device.name] = device.state
-            after = device.receipt.get("accuracy_after")
-            shown = f" {percent(float(after))} on held-out examples," if after is not None else ""
-            runtime = device.receipt.get("runtime") or "no runtime"
-            self.screen.say(f"{device.name} {device.state.lower()}:{shown} {runtime} {device.reason}".rstrip())
+            self.screen.say(f"{device.name} {device.state.lower()}: {_proof(device)}")
 
     # ---- jobs
 
@@ -101,7 +96,16 @@ class Admin:
         targets = tuple(Target(name, self.fleet.agents[name].ready, file, rate_hz) for name, file in live.items())
         loader = Loader(self.fleet.processes, LoadPlan(model, self.fleet.root / "answers.safetensors", targets, seed))
         await loader.start()
+        self.screen.watch(lambda: load_line(loader.status))
         return loader
+
+
+def _proof(device: RolloutDevice) -> str:
+    """What its receipt says, and why it did not take the release."""
+    after, runtime = device.receipt.get("accuracy_after"), device.receipt.get("runtime")
+    measured = "" if after is None else f"{percent(float(after))} on held-out examples, "
+    by = f"{measured}by {runtime}" if runtime else ""
+    return "; ".join(word for word in (by, device.reason) if word)
 
 
 def _accuracy(detail: Mapping[str, object]) -> str:

@@ -69,9 +69,8 @@ def outcome(answer: Answer, outages: Sequence[Outage]) -> Outcome:
 
 @dataclass(frozen=True)
 class Latency:
-    """In ms, over `count` answered requests; NaN when there was none."""
+    """In ms; NaN when no request was answered."""
 
-    count: int
     p50: float
     p99: float
 
@@ -100,16 +99,10 @@ class Answers:
         place = self.words.index(word) if word in self.words else -1
         return np.asarray(column.astype(np.int64) == place)
 
-    def where(
-        self, *, device: str | None = None, digest: str | None = None, start: float = -np.inf, end: float = np.inf
-    ) -> npt.NDArray[np.bool_]:
-        """The rows due in [start, end), of one device or one model if given."""
-        rows = (self.due >= start) & (self.due < end)
-        if device is not None:
-            rows &= self._is(self.device, device)
-        if digest is not None:
-            rows &= self._is(self.digest, digest)
-        return np.asarray(rows)
+    def where(self, *, device: str, digest: str | None = None) -> npt.NDArray[np.bool_]:
+        """The rows of one device, and of one model if given."""
+        rows = self._is(self.device, device)
+        return rows if digest is None else rows & self._is(self.digest, digest)
 
     def count(self, kind: Outcome, rows: npt.NDArray[np.bool_] | None = None) -> int:
         chosen = self.outcome == kind
@@ -124,9 +117,9 @@ class Answers:
     def latency(self, rows: npt.NDArray[np.bool_] | None = None) -> Latency:
         times = self.latencies_ms(rows)
         if not len(times):
-            return Latency(0, float("nan"), float("nan"))
+            return Latency(float("nan"), float("nan"))
         p50, p99 = np.percentile(times, (50, 99))
-        return Latency(len(times), float(p50), float(p99))
+        return Latency(float(p50), float(p99))
 
     def accuracy(self, rows: npt.NDArray[np.bool_] | None = None) -> float:
         """The share of answers that were right; NaN when there was none."""
@@ -138,18 +131,6 @@ class Answers:
         """How often each reason for a failure was seen."""
         places = self.reason[self.outcome == Outcome.FAILED]
         return dict(Counter(self.words[place] for place in places))
-
-    def models(self, device: str) -> list[tuple[float, str, str]]:
-        """(first answer's end, version, digest) of each model that answered on a device, in the order they came."""
-        rows = np.flatnonzero(self.where(device=device) & (self.outcome == Outcome.ANSWERED))
-        rows = rows[np.argsort(self.ended[rows], kind="stable")]
-        seen: dict[int, int] = {}
-        for row in rows:
-            seen.setdefault(int(self.digest[row]), int(row))
-        return [
-            (float(self.ended[row]), self.words[self.version[row]], self.words[self.digest[row]])
-            for row in seen.values()
-        ]
 
 
 _COLUMNS = ("device", "due", "sent", "ended", "outcome", "reason", "version", "digest", "correct")

@@ -266,9 +266,6 @@ class Coordinator:
             async for line in lines:
                 yield rollout(line)
 
-    async def audit(self, limit: int = 1000) -> list[Mapping[str, Any]]:
-        return list(await self._json("audit", "--limit", str(limit)))
-
     async def _call(self, *words: str) -> str:
         return await self._processes.call([program("coordinator"), *words, "--home", str(self.home)])
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.clock import Clock, SystemClock
+from simulations.loadgen import LoadStatus
 from simulations.outcome import Check, Outcome, Side, total
-from simulations.report import kilobytes, milliseconds, percent, times_less
+from simulations.report import kilobytes, milliseconds, percent
 
 _LINES_SHOWN = 10
 
@@ -77,7 +78,6 @@ class LiveScreen:
     def __init__(self, console: Console, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._start = self._clock.monotonic()
-        self._console = console
         self._step = Text("")
         self._lines: list[Text] = []
         self._panel: Callable[[], RenderableType] | None = None
@@ -117,9 +117,22 @@ class LiveScreen:
         self._flush()
 
 
-def screen(console: Console) -> Screen:
-    """The one that fits where the output goes."""
-    return LiveScreen(console) if console.is_terminal else PlainScreen(console)
+def screen(console: Console, *, plain: bool = False) -> Screen:
+    """The one that fits where the output goes; `plain` on a terminal too."""
+    return LiveScreen(console) if console.is_terminal and not plain else PlainScreen(console)
+
+
+def load_line(status: LoadStatus | None) -> Text:
+    """The live load so far."""
+    if status is None:
+        return Text("")
+    text = Text.assemble(("live requests: ", "dim"), f"{status.answered:,} answered, ")
+    text.append(f"{status.failed} failed", style="bold red" if status.failed else "green")
+    text.append(f", median {status.p50_ms:.1f} ms")
+    if status.releases:
+        serving = ", ".join(f"{release} on {devices}" for release, devices in sorted(status.releases.items()))
+        text.append(f"; release {serving}")
+    return text
 
 
 def closing_table(outcome: Outcome) -> Table:
@@ -154,11 +167,10 @@ def closing_lines(outcome: Outcome) -> list[Text]:
     whole = total(outcome)
     up, down = kilobytes(whole.bytes_up), kilobytes(whole.bytes_down)
     lines = [
-        Text(f"bytes a device and round: {up} up, {down} down; float32 FedAvg {kilobytes(whole.fp32_bytes)} each way "
-             f"({times_less(whole.bytes_up, whole.fp32_bytes)} up)"),
+        Text(f"a device's round: {up} up, {down} down; float32 FedAvg: {kilobytes(whole.fp32_bytes)} each way"),
         Text(f"rounds committed: {whole.rounds}; devices counted: {whole.counted:.1f} a round"),
         Text(f"requests cut by the kill: {whole.cut}; not sent while the device was gone: {outcome.held_back}"),
-    ]  # fmt: skip
+    ]
     return [*lines, *check_lines(outcome.checks)]
 
 

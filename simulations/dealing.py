@@ -11,7 +11,7 @@ import numpy as np
 from shared.errors import ConfigError
 from simulations import data, partition
 from simulations.data import Dataset
-from simulations.packages import Say
+from simulations.packages import Say, silent
 from simulations.shards import write_shard
 
 
@@ -43,11 +43,7 @@ class Shares:
     classes: tuple[str, ...]
 
 
-def _silent(_: str) -> None:
-    """Progress that nobody asked for."""
-
-
-def deal(names: Sequence[str], folder: Path, choice: DataChoice, *, seed: int, say: Say = _silent) -> Shares:
+def deal(names: Sequence[str], folder: Path, choice: DataChoice, *, seed: int, say: Say = silent) -> Shares:
     """The same for the same seed. Raises `ConfigError` for a split that the set does not allow, and what `data.load` raises where
     the set is not here and cannot be fetched.
     """

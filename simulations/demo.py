@@ -20,7 +20,7 @@ from simulations.demo_outcome import Facts, summarise
 from simulations.fleet import Fleet
 from simulations.jobfile import to_toml
 from simulations.loader import Loader
-from simulations.outcome import Mark, Outcome
+from simulations.outcome import Mark, MarkKind, Outcome
 from simulations.report import percent
 
 MODEL = "digits"
@@ -36,6 +36,13 @@ class Options:
     rate_hz: float = 5.0  # live requests a second, to each device
     seed: int = 1
     prune_ratio: float = 0.3
+
+    @property
+    def command(self) -> str:
+        """The command that runs it so again."""
+        return (
+            f"simulate demo --devices {self.devices} --rounds {self.rounds} --rate {self.rate_hz:g} --seed {self.seed}"
+        )
 
     @property
     def prune_after(self) -> int:
@@ -75,7 +82,8 @@ class Demo:
         bad = await self._bad_release(await self.fleet.watching(ruined))
         answers = await loader.stop()
         facts = Facts(
-            options_text=f"{self.options.devices} devices, {self.options.rounds} rounds",
+            what=f"{self.options.devices} devices, {self.options.rounds} rounds",
+            command=self.options.command,
             prune_after=self.options.prune_after,
             started_at=started_at,
             ended_at=self.clock.now(),
@@ -104,9 +112,7 @@ class Demo:
         self._mark("phase", f"{self.options.devices} devices enrolled")
 
     async def _first_release(self, bundle: Path) -> Rollout:
-        self.screen.step(
-            2, "release 1, trained on a small public split, goes out; every device proves that it serves it"
-        )
+        self.screen.step(2, "release 1, trained on a small public split, goes out; every device proves it")
         return await self._admin.first_release(bundle, MODEL)
 
     async def _load(self, shares: Shares) -> Loader:
@@ -185,7 +191,7 @@ class Demo:
             "publish": {"enabled": True},
         }
 
-    def _mark(self, kind: str, text: str, device: str = "") -> None:
+    def _mark(self, kind: MarkKind, text: str, device: str = "") -> None:
         self.marks.append(Mark(self.clock.now(), kind, text, device))
 
 

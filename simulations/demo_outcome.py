@@ -9,14 +9,14 @@ from simulations.commands import Device, Job, Release, Rollout, Round
 from simulations.outcome import NAN, Check, DeviceLine, Mark, Outcome, RoundLine, Side, mean
 
 FLOAT_BYTES = 4
-LEARNS_BY = 0.0  # the fleet's mean accuracy on live digits must not be lower than before
 
 
 @dataclass(frozen=True)
 class Facts:
     """Everything that the fleet told, before it is judged."""
 
-    options_text: str
+    what: str
+    command: str
     prune_after: int
     started_at: float
     ended_at: float
@@ -34,11 +34,10 @@ class Facts:
 def summarise(facts: Facts, answers: Answers, marks: Sequence[Mark]) -> Outcome:
     devices = tuple(_device(facts, answers, name) for name in facts.examples)
     return Outcome(
-        title=f"Shoal demo: {facts.options_text}",
-        command="make demo",
+        title=f"Shoal demo: {facts.what}",
+        command=facts.command,
         started_at=facts.started_at,
         ended_at=facts.ended_at,
-        secure=True,
         devices=devices,
         rounds=tuple(_round(facts, one) for one in facts.rounds),
         marks=tuple(sorted(marks, key=lambda mark: mark.at)),
@@ -111,11 +110,11 @@ def _checks(facts: Facts, answers: Answers, devices: Sequence[DeviceLine]) -> tu
         Check("every round was committed", facts.job.rounds_committed == facts.job.rounds_total,
               f"{facts.job.rounds_committed} of {facts.job.rounds_total}"),
         Check("the killed device's masks were recovered from shares", recovered == 1, f"{recovered} recovered"),
-        Check("it came back by itself", sum(facts.restarts.values()) == 1, f"{sum(facts.restarts.values())} restart"),
+        Check("the killed agent came back by itself", sum(facts.restarts.values()) == 1, f"{sum(facts.restarts.values())} restart"),
         Check("every device proves the new release", proven == len(devices), f"{proven} of {len(devices)}"),
         Check("the ruined release was refused at the canary", facts.bad.state == "REFUSED" and took_bad == 0,
               f"{facts.bad.state.lower()}, {took_bad} devices took it"),
         Check("the fleet stays on the good release", on_good == len(devices), f"{on_good} of {len(devices)}"),
-        Check("the fleet is better on live digits than before", after >= before + LEARNS_BY,
+        Check("the fleet is better on live digits than before", after > before,
               f"{100 * before:.1f} % → {100 * after:.1f} %"),
     )  # fmt: skip

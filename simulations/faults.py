@@ -43,7 +43,7 @@ class Came:
             case "cut":
                 return f"device-{fault.device}'s connections are cut"
             case "partition":
-                return f"device-{fault.device} is cut off for {fault.for_s:g} s"
+                return f"device-{fault.device} is partitioned for {fault.for_s:g} s: connected, and nothing passes"
             case "delay":
                 late = f"{fault.delay_s:g} to {fault.delay_s + fault.jitter_s:g} s"
                 return f"what device-{fault.device} sends and gets is {late} late for {fault.for_s:g} s"
@@ -114,6 +114,7 @@ class Faults:
         killed = {one.fault.device for one in self.came if one.fault.kind == "kill"}
         for number in killed:
             await self._fleet.back(device_name(number))
+            self._say(f"device-{number}'s agent serves again")
         return len(killed)
 
     def _start(self, fault: Fault) -> None:

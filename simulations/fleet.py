@@ -12,7 +12,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,17 +29,11 @@ from simulations.jobfile import to_toml
 from simulations.processes import Child, Processes
 
 _READY_S = 60.0
+_RESTART_AFTER_S = 0.5
+_DEATHS = 3  # of its own accord, after which a process is given up
 _LONGEST_ROOT = 60  # a Unix socket's path must fit in 108 bytes, and ours are HOME/run/NAME.sock
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Restart:
-    """As systemd's Restart=always: after `delay_s`; given up after `limit` deaths of its own."""
-
-    delay_s: float = 0.5
-    limit: int = 3
 
 
 @contextlib.contextmanager
@@ -80,7 +73,6 @@ class Fleet:
         names: Sequence[str],
         *,
         hosts: int = 0,
-        restart: Restart | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`hosts` 0: a process an agent; else all agents live in so many processes. Raises `InputError`."""
@@ -96,7 +88,6 @@ class Fleet:
         self._crews = crews_of(self.processes, tuple(self.agents.values()), hosts, root)
         self._crew_of = {agent.name: crew for crew in self._crews for agent in crew.agents}
         self.restarts = {crew.name: 0 for crew in self._crews}
-        self._restart = restart or Restart()
         self._clock = clock or SystemClock()
         self._server: Child | None = None
         self._killed: set[int] = set()
@@ -136,10 +127,6 @@ class Fleet:
     def fleet_port(self) -> int:
         """Where agents hold their sessions, on the loopback address."""
         return int(self._ports["fleet"])
-
-    @property
-    def metrics_port(self) -> int:
-        return int(self._ports["metrics"])
 
     async def kill_coordinator(self) -> float:
         """SIGKILL; returns when (seconds since the epoch). Start it again with `start_coordinator`."""
@@ -191,9 +178,9 @@ class Fleet:
             await child.wait()
             if child.pid not in self._killed:
                 deaths += 1
-                if deaths > self._restart.limit:
+                if deaths > _DEATHS:
                     raise child.failure()
-            await asyncio.sleep(self._restart.delay_s)
+            await asyncio.sleep(_RESTART_AFTER_S)
             self._children[crew.name] = await crew.run()
             self.restarts[crew.name] += 1
 
@@ -219,7 +206,7 @@ class Fleet:
     async def back(self, name: str) -> None:
         """Wait until a device that was killed is ready again. Raises `ChildFailed`, `DeadlineExceeded`."""
         while self._child(name).pid in self._killed:
-            await asyncio.sleep(self._restart.delay_s)
+            await asyncio.sleep(_RESTART_AFTER_S)
             self.check()
         await self._ready(self._crew_of[name])
 

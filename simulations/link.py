@@ -7,7 +7,7 @@ bad network does.
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -18,22 +18,20 @@ _IN_FLIGHT = 64  # pieces that a direction of a connection holds while they are 
 
 @dataclass(frozen=True)
 class Weather:
-    """How the link behaves. Delays are one way; `cut_every_s` is the mean time after which a connection is cut, 0 for
-    never.
+    """How the link behaves. Delays are one way; `bytes_per_s` limits each direction of each connection, 0 for no limit.
 
-    `bytes_per_s` limits each direction of each connection, 0 for no limit. A partitioned link keeps connections open
-    and passes nothing, which is what a lost radio looks like; new ones are accepted and starve too.
+    A partitioned link keeps connections open and passes nothing, which is what a lost radio looks like; new ones are
+    accepted and starve too.
     """
 
     delay_s: float = 0.0
     jitter_s: float = 0.0
     bytes_per_s: float = 0.0
-    cut_every_s: float = 0.0
     partitioned: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.delay_s, self.jitter_s, self.bytes_per_s, self.cut_every_s) < 0:
-            raise ValueError("delay_s, jitter_s, bytes_per_s and cut_every_s are not negative")
+        if min(self.delay_s, self.jitter_s, self.bytes_per_s) < 0:
+            raise ValueError("delay_s, jitter_s and bytes_per_s are not negative")
 
 
 CALM = Weather()
@@ -49,9 +47,6 @@ class Link:
         self._calm = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self.bytes_up = 0
-        self.bytes_down = 0
-        self.cuts = 0
 
     async def __aenter__(self) -> Self:
         self.change(self._weather)
@@ -85,9 +80,6 @@ class Link:
         else:
             self._calm.set()
 
-    def partition(self, on: bool) -> None:
-        self.change(replace(self._weather, partitioned=on))
-
     def cut(self) -> None:
         """End every open connection now."""
         for connection in self._connections:
@@ -109,22 +101,19 @@ class Link:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(*self._target)
-        mean = self._weather.cut_every_s
-        lifetime = self._rng.exponential(mean) if mean else None
         pumps = [
-            asyncio.ensure_future(self._pump(reader, far_writer, up=True)),
-            asyncio.ensure_future(self._pump(far_reader, writer, up=False)),
+            asyncio.ensure_future(self._pump(reader, far_writer)),
+            asyncio.ensure_future(self._pump(far_reader, writer)),
         ]
         try:
-            _, unfinished = await asyncio.wait(pumps, timeout=lifetime)
-            self.cuts += bool(unfinished)
+            await asyncio.wait(pumps)
         finally:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             await _close(far_writer)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A delay line: what is read now is written later, and reading goes on meanwhile. An empty piece is the end."""
         loop = asyncio.get_running_loop()
         line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_IN_FLIGHT)
@@ -140,8 +129,6 @@ class Link:
                     await asyncio.sleep(len(data) / self._weather.bytes_per_s)
                 writer.write(data)
                 await writer.drain()
-                self.bytes_up += len(data) if up else 0
-                self.bytes_down += 0 if up else len(data)
             writer.write_eof()
         finally:
             filling.cancel()

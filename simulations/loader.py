@@ -4,14 +4,12 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from shared.errors import ChildFailed
 from shared.files import write_atomic
+from shared.settings import from_mapping
 from simulations.answers import Answers, load_answers
-from simulations.loadgen import LoadPlan
+from simulations.loadgen import LoadPlan, LoadStatus
 from simulations.processes import Child, Processes
 
 
@@ -23,7 +21,7 @@ class Loader:
         self._plan = plan
         self._child: Child | None = None
         self._reading: asyncio.Task[None] | None = None
-        self.status: Mapping[str, Any] = {}
+        self.status: LoadStatus | None = None
 
     async def start(self) -> None:
         """Begin to send. Returns when the first counts are here."""
@@ -41,7 +39,7 @@ class Loader:
 
     async def _read(self, child: Child, first: asyncio.Event) -> None:
         while line := await child.read_line():
-            self.status = json.loads(line)
+            self.status = from_mapping(LoadStatus, json.loads(line))
             first.set()
 
     def killed(self, device: str, at: float) -> None:
@@ -66,5 +64,5 @@ def _to_json(plan: LoadPlan) -> bytes:
         {"name": one.name, "ready": str(one.ready), "shard": str(one.shard), "rate_hz": one.rate_hz}
         for one in plan.targets
     ]
-    values = {"model": plan.model, "out": str(Path(plan.out)), "targets": targets}
+    values = {"model": plan.model, "out": str(plan.out), "targets": targets}
     return json.dumps({**values, "seed": plan.seed, "timeout_s": plan.timeout_s}).encode()

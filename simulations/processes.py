@@ -1,6 +1,4 @@
-"""Real child processes: started with a silenced environment and a log each, watched, restarted, and never left
-behind.
-"""
+"""Real child processes: each with a silenced environment and a log of its own, and none left behind."""
 
 import asyncio
 import contextlib
@@ -91,11 +89,11 @@ class Processes:
     (see `guard`).
     """
 
-    def __init__(self, logs: Path, *, clock: Clock | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, logs: Path, *, clock: Clock | None = None) -> None:
         self.logs = logs
         self.mark = secrets.token_hex(8)
         self._clock = clock or SystemClock()
-        self._environment = {**os.environ, **SILENCED, **(environment or {}), guard.MARK_VARIABLE: self.mark}
+        self._environment = {**os.environ, **SILENCED, guard.MARK_VARIABLE: self.mark}
         self._children: list[Child] = []
         self._guard: subprocess.Popen[bytes] | None = None
 

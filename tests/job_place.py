@@ -21,6 +21,7 @@ from coordinator.store.tables import devices
 from shared.clock import SystemClock
 from shared.errors import NotFound
 from shared.flower import to_numpy
+from shared.learning.spec import PruneStep, new_spec
 from shared.settings import Scalar
 from tests.memory_fleet import MemoryFleet
 from tests.protocol.secagg.appgrid import START
@@ -31,6 +32,8 @@ OPTIONS = {
     "krum": "options = { num_malicious_nodes = 1 }",
     "fedtrimmedavg": "options = { beta = 0.25 }",
 }
+SPEC = new_spec("cnn-small", {"shape": "1x2x2", "classes": 3})  # what the model "digits" takes
+SMALLER = SPEC.pruned((PruneStep("0", outputs=True, channels=(2,)),))
 
 
 @dataclass
@@ -41,17 +44,17 @@ class Models:
     before: Callable[[str], None] = lambda step: None
 
     def initial(self, factory: str, arguments: Mapping[str, Scalar]) -> ModelState:
-        return ModelState(f'{{"factory": "{factory}"}}', save(dict(START)))
+        return ModelState(new_spec(factory, arguments).to_json(), save(dict(START)))
 
     def start(self, model: str, release: int) -> ModelState:
         if model != "digits":
             raise NotFound(f"no model {model}")
-        return ModelState('{"pruned": 0}', save(dict(START)))
+        return ModelState(SPEC.to_json(), save(dict(START)))
 
     def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
         self.before("prune")
         arrays = load(state.arrays)
-        return ModelState('{"pruned": 1}', save({**arrays, "w": arrays["w"][:2].copy()}))
+        return ModelState(SMALLER.to_json(), save({**arrays, "w": arrays["w"][:2].copy()}))
 
     def kill(self) -> None:
         self.before("kill")
@@ -109,6 +112,12 @@ class Place:
             f'[strategy]\nname = "{strategy}"\n{OPTIONS.get(strategy, "")}\n{selection}'
             f"[secure]\nenabled = {str(secure).lower()}\n{more}\n"
         )
+
+    def public(self, shape: tuple[int, ...] = (1, 2, 2), labels: int = 3) -> Path:
+        """A file of ten labelled examples; the model "digits" takes them as they are by default."""
+        file = self.folder / "public.npz"
+        np.savez(file, x=np.zeros((10, *shape), np.float32), y=np.arange(10) % labels)
+        return file
 
     def run(self, toml: str, key: str = "") -> Job:
         service = self.start_service()

@@ -79,16 +79,18 @@ def json_option(function: F) -> F:
 
 @contextlib.contextmanager
 def admin(where: Where) -> Iterator[Any]:
-    """The Admin stub. gRPC errors come out as the typed errors that the coordinator raised.
+    """The Admin stub. gRPC errors come out as the typed errors that the coordinator raised; what it found malformed was typed
+    here, so that is an `InputError`.
 
     Raises `Unavailable`, and `Unauthenticated` for a profile whose certificate has expired.
     """
     import grpc
 
     from protos.fleet.v1 import admin_pb2_grpc
+    from shared.cli import given
     from shared.rpc_errors import error_from_rpc
 
-    with _channel(where) as channel:
+    with given(), _channel(where) as channel:
         try:
             yield admin_pb2_grpc.AdminStub(channel)
         except grpc.RpcError as error:

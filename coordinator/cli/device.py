@@ -21,6 +21,7 @@ def call_and_show(where: Where, method: str, device: str, *, reason: str = "", a
             ("serves", " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in answer.models) or "-"),
             ("labels", labels(answer.labels) or "-"),
             ("profile", answer.profile or "-"),
+            ("client apps", " ".join(answer.client_apps) or "-"),
             ("agent", answer.agent_version or "-"),
             ("enrolled", moment(answer.enrolled_at)),
             ("last seen", moment(answer.last_seen_at)),

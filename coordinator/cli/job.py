@@ -1,9 +1,22 @@
-"""How jobs and their events are printed."""
+"""How jobs and their events are printed, and a job file to begin with."""
 
 import json
+from importlib.resources import files
+from string import Template
 from typing import Any
 
 from coordinator.cli.render import moment, print_fields, print_json, to_plain
+from shared.cli import given
+from shared.ids import parse_name
+
+_EXAMPLE = "job_example.toml"
+
+
+def example(model: str) -> str:
+    """A job file that explains itself. Raises `InputError` for a name that is none."""
+    with given():
+        name = parse_name(model)
+    return Template(files(__package__).joinpath(_EXAMPLE).read_text(encoding="utf-8")).substitute(model=name)
 
 
 def show_job(job: Any, *, as_json: bool) -> None:

@@ -12,6 +12,8 @@ def show_model(model: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(to_plain(model))
         return
+    report = json.loads(model.report_json or "{}")
+    lineage = {**(report.get("lineage") or {}), **json.loads(model.lineage_json or "{}")}
     print_fields(
         [
             ("model", model.name),
@@ -19,8 +21,8 @@ def show_model(model: Any, *, as_json: bool) -> None:
             ("manifest", model.bundle_digest),
             ("signed at", moment(model.created_at)),
             *((f"file {name}", size(model.files[name])) for name in sorted(model.files)),
-            *((f"lineage {key}", str(value)) for key, value in sorted(json.loads(model.lineage_json or "{}").items())),
-            *((f"report {key}", _figure(value)) for key, value in _figures(json.loads(model.report_json or "{}"))),
+            *((f"lineage {key}", str(value)) for key, value in sorted(lineage.items())),
+            *((f"report {key}", _figure(value)) for key, value in _figures(report)),
         ]
     )
 

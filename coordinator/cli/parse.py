@@ -1,22 +1,38 @@
 """Arguments that several commands take."""
 
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+from shared.cli import given, parse_pairs
 from shared.errors import ConfigError
+from shared.settings import Scalar
+from shared.signing.tokens import PREFIX, JoinToken
 
 MAX_HOURS = 87_600  # ten years
 
 
-def parse_labels(pairs: Iterable[str]) -> dict[str, str]:
-    """`KEY=VALUE …` as a mapping. Raises `ConfigError`."""
-    out: dict[str, str] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not (key and separator and value):
-            raise ConfigError(f"a label is KEY=VALUE, not {pair!r}")
-        out[key] = value
-    return out
+def parse_arguments(pairs: Iterable[str]) -> dict[str, Scalar]:
+    """`KEY=VALUE …` with values as in TOML; what is no number and no truth value is text, with or without quotes. Raises
+    `ConfigError`.
+    """
+    return {key: _scalar(value) for key, value in parse_pairs(pairs, what="an argument").items()}
+
+
+def _scalar(text: str) -> Scalar:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def token_id(text: str) -> str:
+    """A join token's id, also for who gives the whole token. Raises `InputError` for a damaged one."""
+    if not text.startswith(PREFIX):
+        return text
+    with given():
+        return JoinToken.parse(text).id
 
 
 def read_text(file: Path) -> str:
@@ -43,6 +59,8 @@ def check_host(host: str, option: str) -> str:
 
 def check_database_url(url: str) -> str:
     """Empty, or of a database that we know. Raises `ConfigError`."""
-    if url and not url.startswith(("postgresql+psycopg://", "sqlite:///")):
-        raise ConfigError("--database-url begins with postgresql+psycopg:// or sqlite:///")
+    from coordinator.store.engine import check_url
+
+    if url:
+        check_url(url)
     return url

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError, Conflict
 from shared.files import write_atomic
+from shared.ids import parse_name
 from shared.settings import load_toml
 from shared.signing.certificates import generate_key, key_to_pem, load_key, make_csr, save_key, to_pem
 
@@ -39,7 +40,10 @@ class Credentials:
 
 
 def begin(folder: Path, name: str) -> bytes:
-    """Make a key in `folder` and return the request for its certificate. Raises `Conflict` where there is a profile."""
+    """Make a key in `folder` and return the request for its certificate. Raises `Malformed` for a name that is none, `Conflict`
+    where there is a profile.
+    """
+    parse_name(name)
     if (folder / FILE).exists():
         raise Conflict(f"{folder} holds an admin's profile already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,8 +1,11 @@
 """What commands print: JSON for programs, tables for people, colour only on a terminal."""
 
+import contextlib
 import datetime
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -46,26 +49,25 @@ def print_line(value: Any) -> None:
     click.echo(json.dumps(value, sort_keys=True))
 
 
-def print_table(rows: Iterable[Any], columns: Sequence[Column], *, empty: str, tail: Column | None = None) -> None:
-    """A row a line; `empty` when there are no rows. On a terminal too narrow for it, `tail` (free text) goes on a line of its
-    own below its row, and what is still too wide is folded. Cells are shown as they are: devices wrote some of them.
+def print_table(rows: Iterable[Any], columns: Sequence[Column], *, empty: str) -> None:
+    """A row a line; `empty` when there are no rows. The columns that matter most come first: on a terminal too narrow for all, the
+    last ones go below their row. Cells are shown as they are: devices wrote some of them.
     """
-    shown = [*columns, tail] if tail else list(columns)
-    cells = [[clean_text(cell(row), CELL_LIMIT) for _, cell in shown] for row in rows]
+    titles = [title for title, _ in columns]
+    cells = [[clean_text(cell(row), CELL_LIMIT) for _, cell in columns] for row in rows]
     if not cells:
         click.echo(empty)
         return
-    titles, room = [title for title, _ in shown], _room()
-    if room is None or _widest(titles, cells) <= room:
-        _print_rows(titles, cells)
-        return
-    below = [f"  {titles[-1].lower()}: {row[-1]}" if tail and row[-1] != NOTHING else "" for row in cells]
-    if tail:
-        titles, cells = titles[:-1], [row[:-1] for row in cells]
-    if _widest(titles, cells) <= room:
-        _print_rows(titles, cells, below)
-    else:
-        _print_folded(titles, cells, below)
+    widths, room = _widths(titles, cells), _room()
+    fit = len(columns) if room is None else _how_many_fit(widths, room)
+    click.echo(click.style(_line(titles[:fit], widths), bold=True))
+    for row in cells:
+        click.echo(_line(row[:fit], widths))
+        below = [
+            f"{title.lower()}: {cell}" for title, cell in zip(titles[fit:], row[fit:], strict=True) if cell != NOTHING
+        ]
+        if below:
+            click.echo(_wrapped(GAP.join(below), room, first="  ", rest="    "))
 
 
 def _room() -> int | None:
@@ -84,41 +86,38 @@ def _widths(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
 
 
-def _widest(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
-    widths = _widths(titles, cells)
-    return sum(widths) + len(GAP) * (len(widths) - 1)
+def _how_many_fit(widths: Sequence[int], room: int) -> int:
+    """Columns, one at least."""
+    ends = itertools.accumulate(width + len(GAP) for width in widths)
+    return max(1, sum(end - len(GAP) <= room for end in ends))
 
 
-def _print_rows(titles: Sequence[str], cells: Sequence[Sequence[str]], below: Sequence[str] = ()) -> None:
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     from rich.cells import cell_len
 
-    widths = _widths(titles, cells)
-
-    def line(row: Sequence[str]) -> str:
-        return GAP.join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-    click.echo(click.style(line(titles), bold=True))
-    for row, text in zip(cells, below or [""] * len(cells), strict=True):
-        click.echo(line(row))
-        if text:
-            click.echo(text)
+    return GAP.join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)).rstrip()
 
 
-def _print_folded(titles: Sequence[str], cells: Sequence[Sequence[str]], below: Sequence[str]) -> None:
-    """The first column, which people copy, stays whole."""
+def _wrapped(text: str, room: int | None, *, first: str, rest: str) -> str:
+    """Between words; what people copy stays whole."""
+    if room is None:
+        return first + text
+    wrapper = textwrap.TextWrapper(room, first, rest, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text) or first
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Where to say what is being done: on a terminal one line that changes, on standard error; elsewhere nowhere."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, title in enumerate(titles):
-        table.add_column(title, overflow="fold", no_wrap=number == 0)
-    for row in cells:
-        table.add_row(*map(Text, row))
-    Console(highlight=False, soft_wrap=False).print(table)
-    for row, text in zip(cells, below, strict=True):
-        if text:
-            click.echo(f"{row[0]}{text}")
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: None
+        return
+    with console.status("starting") as status:
+        yield lambda line: status.update(Text(clean_text(line)))
 
 
 def print_text(line: str) -> None:
@@ -127,10 +126,11 @@ def print_text(line: str) -> None:
 
 
 def print_fields(pairs: Iterable[tuple[str, str]]) -> None:
-    pairs = list(pairs)
-    width = max(len(name) for name, _ in pairs)
+    """A name and a value a line."""
+    pairs, room = list(pairs), _room()
+    width = max(len(name) for name, _ in pairs) + len(GAP)
     for name, value in pairs:
-        print_text(f"{name.ljust(width)}  {value}")
+        click.echo(_wrapped(clean_text(value, CELL_LIMIT), room, first=name.ljust(width), rest=" " * width))
 
 
 def moment(at: float) -> str:
@@ -157,4 +157,5 @@ def share(value: float | None) -> str:
 
 
 def labels(mapping: Any) -> str:
+    """`KEY=VALUE …`, sorted."""
     return " ".join(f"{key}={mapping[key]}" for key in sorted(mapping))

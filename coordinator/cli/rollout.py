@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import click
+
 from coordinator.cli.render import print_fields, print_json, print_table, share, to_plain
 
 
@@ -18,8 +20,9 @@ def show_rollout(rollout: Any, *, as_json: bool) -> None:
             ("stage", f"{rollout.stage} of {rollout.stages}"),
         ]
     )
+    click.echo()
     print_table(
-        rollout.devices,
+        sorted(rollout.devices, key=lambda d: (d.stage, d.name)),
         [
             ("DEVICE", lambda d: d.name),
             ("STAGE", lambda d: str(d.stage)),
@@ -28,8 +31,8 @@ def show_rollout(rollout: Any, *, as_json: bool) -> None:
             ("BEFORE", lambda d: share(_receipt(d).get("accuracy_before"))),
             ("AFTER", lambda d: share(_receipt(d).get("accuracy_after"))),
             ("ANSWERS", lambda d: str(_receipt(d).get("answers", "-"))),
+            ("REASON", lambda d: d.reason or "-"),
         ],
-        tail=("REASON", lambda d: d.reason or "-"),
         empty="no devices",
     )
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coordinator.fleet.states import DeviceState
+from coordinator.fleet.states import DeviceState, TokenState
+from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId, NodeId
 from shared.session import Serving
 
@@ -31,16 +32,29 @@ class Device:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """A join token as stored: its secret only hashed. `spent_by` is the hash of the public key that spent it."""
+    """A join token as stored: its secret only hashed. `spent_by` is the hash of the public key that spent it, `device` whose it
+    was then. Of tokens that older versions made, `created_by` and `device` may be unknown: empty.
+    """
 
     id: str
-    secret_sha256: str
+    secret_sha256: str = field(repr=False)
     labels: Mapping[str, str]
     require_approval: bool
     created_at: float
     expires_at: float
+    created_by: str = ""
     spent_by: str = ""
     spent_at: float = 0.0
+    device: str = ""
+    revoked_at: float = 0.0
+
+    def state(self, now: float) -> TokenState:
+        """What became of it comes before what time did to it."""
+        if self.spent_by:
+            return TokenState.USED
+        if self.revoked_at:
+            return TokenState.REVOKED
+        return TokenState.EXPIRED if self.expires_at < now else TokenState.UNUSED
 
 
 @dataclass(frozen=True)
@@ -62,3 +76,38 @@ class AuditEntry:
     subject: str
     detail: Mapping[str, str] = field(default_factory=dict)
     id: int = 0
+
+
+# ---- what every store refuses in the same words
+
+
+def no_device(name: str) -> NotFound:
+    return NotFound(f"no device {name[:64]!r}; `coordinator device list` shows them")
+
+
+def no_token(token_id: str) -> NotFound:
+    return NotFound(f"no join token {token_id[:64]!r}; `coordinator token list` shows them")
+
+
+def taken(device: Device) -> Conflict:
+    return Conflict(f"a device named {device.name} or one with this key is in the fleet already")
+
+
+def key_taken() -> Conflict:
+    return Conflict("that admin's key is in use already; make a fresh one")
+
+
+def unknown_token() -> Unauthenticated:
+    return Unauthenticated("this join token is not known here; ask for a new one")
+
+
+def revoked_token() -> Forbidden:
+    return Forbidden("this join token was revoked; ask for a new one")
+
+
+def used_token() -> Forbidden:
+    return Forbidden("this join token was used by another device; ask for a new one")
+
+
+def renewed_since() -> Forbidden:
+    return Forbidden("this join token was used and its device has renewed its key since")

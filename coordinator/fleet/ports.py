@@ -34,12 +34,10 @@ class Sessions(Protocol):
     def subscribe(self, listener: SessionListener) -> None: ...
 
 
-# What a device becomes, and the audit entry about it. Raises what forbids the change; then nothing is written.
+# What a device, token or admin becomes, and the audit entry about it. Raises what forbids the change; then nothing is written.
 Decide = Callable[[Device], tuple[Device, AuditEntry | None]]
-
-
-# What an admin becomes (None: there is none of that name yet), and the audit entry about it. Raises what forbids the change.
-DecideAdmin = Callable[[Admin | None], tuple[Admin, AuditEntry | None]]
+DecideToken = Callable[[TokenRecord], tuple[TokenRecord, AuditEntry | None]]
+DecideAdmin = Callable[[Admin | None], tuple[Admin, AuditEntry | None]]  # None: there is none of that name yet
 
 
 class AdminStore(Protocol):
@@ -65,12 +63,22 @@ class FleetStore(AdminStore, Protocol):
 
     def token(self, token_id: str) -> TokenRecord | None: ...
 
+    def tokens(self) -> list[TokenRecord]:
+        """The oldest first."""
+        ...
+
+    def change_token(self, token_id: str, decide: DecideToken) -> TokenRecord:
+        """Read, decide and write in one transaction; only whether it is revoked is written. `decide` may be called again.
+
+        Raises `NotFound` and what `decide` raises."""
+        ...
+
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         """Add a device and spend its token. If this token was spent by this very key, nothing changes and the device
         of then is returned. The name of a revoked device is free again; that one is then called by its id.
 
-        Raises `Unauthenticated` for an unknown token, `Forbidden` when another key spent it, `Conflict` when the name or
-        the key is taken."""
+        Raises `Unauthenticated` for an unknown token, `Forbidden` when another key spent it or it was revoked, `Conflict` when
+        the name or the key is taken."""
         ...
 
     def change(self, id_or_name: str, decide: Decide) -> Device:
@@ -115,5 +123,8 @@ class MetricStore(Protocol):
         ...
 
     def forget(self, before: float) -> int:
-        """Drop the batches that came before that time; what was acknowledged stays so. Returns how many there were."""
+        """Drop the batches that came before that time; what was acknowledged stays so. Returns how many there were.
+
+        Also forgets spools that were heard of last before that time, but never a device's newest: its numbers go on, however long
+        it was away, and one that is not known would be asked for them from 1."""
         ...

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from coordinator.fleet.admins import Admins
 from coordinator.fleet.cohorts import Cohort
-from coordinator.fleet.device import AuditEntry, Device, TokenRecord
+from coordinator.fleet.device import AuditEntry, Device, TokenRecord, unknown_token
 from coordinator.fleet.ports import Decide, FleetStore
-from coordinator.fleet.states import DeviceEvent, DeviceState, after
+from coordinator.fleet.states import DeviceEvent, DeviceState, TokenState, after
 from shared.clock import Clock
-from shared.errors import Forbidden, InputError, Malformed, NotFound, ProtocolError, Unauthenticated
+from shared.errors import Conflict, Forbidden, InputError, Malformed, NotFound, ProtocolError, Unauthenticated
 from shared.ids import DeviceId, new_device_id, new_node_id, parse_name
 from shared.session import Hello, Serving
 from shared.signing.certificates import Authority, Subject, check_csr, key_sha256, public_key_of, verify_certificate
@@ -52,11 +52,10 @@ class Registry:
         self._certificate_valid_s = certificate_valid_s
         self.admins = Admins(store, authority, clock)
         self._subjects: dict[bytes, Subject] = {}  # of verified certificates; their dates are checked each time
+        # By device: who spoke and what the store said, while the epoch is still the device's. Each change begins another.
         self._admitted: dict[str, tuple[object, Subject, Device]] = {}
-        self._epochs: dict[
-            str, object
-        ] = {}  # replaced after each change of a device: what was remembered before is void
-        self._recorded: dict[DeviceId, tuple[frozenset[Serving], float]] = {}
+        self._epochs: dict[str, object] = {}
+        self._recorded: dict[DeviceId, tuple[frozenset[Serving], float]] = {}  # what was written last, and when
 
     @property
     def authority_certificate(self) -> bytes:
@@ -74,18 +73,44 @@ class Registry:
         now = self._clock.now()
         tokens = [JoinToken.create(self._authority.fingerprint) for _ in range(count)]
         records = [
-            TokenRecord(token.id, token.secret_sha256, dict(labels), require_approval, now, now + valid_for_s)
+            TokenRecord(token.id, token.secret_sha256, dict(labels), require_approval, now, now + valid_for_s, actor)
             for token in tokens
         ]
         detail = {"count": str(count), "valid_for_s": f"{valid_for_s:.0f}"}
         self._store.add_tokens(records, AuditEntry(now, actor, "token.create", "fleet", detail))
         return tokens, now + valid_for_s
 
+    def tokens(self) -> list[TokenRecord]:
+        """The oldest first, used, expired and revoked ones too."""
+        return self._store.tokens()
+
+    def state_of(self, token: TokenRecord) -> TokenState:
+        return token.state(self._clock.now())
+
+    def revoke_token(self, token_id: str, actor: str) -> TokenRecord:
+        """No device joins with it any more. Doing it again changes nothing.
+
+        Raises `NotFound`, and `Conflict` for one that was used: its device is a member, whatever becomes of the token.
+        """
+        now = self._clock.now()
+
+        def decide(found: TokenRecord) -> tuple[TokenRecord, AuditEntry | None]:
+            if found.spent_by:
+                who = found.device or "DEVICE"
+                raise Conflict(
+                    f"a device joined with this token already; to refuse it: `coordinator device revoke {who}`"
+                )
+            if found.revoked_at:
+                return found, None
+            return replace(found, revoked_at=now), AuditEntry(now, actor, "token.revoke", found.id)
+
+        return self._store.change_token(token_id, decide)
+
     def enrol(self, request: EnrolmentRequest) -> Device:
         """Spend a token. The same token and key again give the same device, so a lost answer loses nothing.
 
         Raises `Malformed` for a broken token, name, profile or request, `Unauthenticated` for an unknown or expired
-        token, `Forbidden` for one that another device spent or whose device was revoked, `Conflict` for a taken name.
+        token, `Forbidden` for one that another device spent, that was revoked or whose device was, `Conflict` for a taken name.
         """
         name = _check_name(request.name)
         _check_labels(request.labels)
@@ -128,7 +153,7 @@ class Registry:
 
         return self._change(device_id, decide)
 
-    # ---- what admins do
+    # ---- what admins do: by id or name; each raises `NotFound`, and `Conflict` where the device's state forbids it
 
     def approve(self, name: str, actor: str) -> Device:
         return self._put_through(name, DeviceEvent.APPROVE, actor, "")
@@ -236,7 +261,7 @@ class Registry:
     def _check_token(self, token: JoinToken, key_sha256: str) -> TokenRecord:
         record = self._store.token(token.id)
         if record is None or record.secret_sha256 != token.secret_sha256:
-            raise Unauthenticated("this join token is not known here; ask for a new one")
+            raise unknown_token()
         repeated = record.spent_by == key_sha256
         if record.expires_at < self._clock.now() and not repeated:
             raise Unauthenticated("this join token has expired; ask for a new one")

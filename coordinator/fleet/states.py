@@ -1,4 +1,4 @@
-"""Where a device stands, and what may happen to it there."""
+"""Where a device stands, and what may happen to it there; where a join token stands."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,6 +12,13 @@ class DeviceState(StrEnum):
     ACTIVE = "active"
     QUARANTINED = "quarantined"  # goes on serving; takes no part in rounds or rollouts
     REVOKED = "revoked"  # for good
+
+
+class TokenState(StrEnum):
+    UNUSED = "unused"  # lets one device join
+    USED = "used"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 class DeviceEvent(StrEnum):

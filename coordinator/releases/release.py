@@ -122,8 +122,9 @@ Decide = Callable[[Rollout], Change | None]  # None: nothing to change
 
 
 def no_release(model: str, number: int) -> NotFound:
-    wanted = f"release {number} of model {model[:64]!r}" if number else f"release of model {model[:64]!r} to roll out"
-    return NotFound(f"no {wanted}; `coordinator model list` shows them")
+    if number:
+        return NotFound(f"no release {number} of model {model[:64]!r}; `coordinator model list` shows them")
+    return NotFound(f"no model {model[:64]!r}, or all its releases are withdrawn; `coordinator model list` shows them")
 
 
 def no_rollout(rollout: str) -> NotFound:

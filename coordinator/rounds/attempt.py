@@ -19,10 +19,10 @@ from coordinator.rounds.secure_grid import SecureGrid
 from coordinator.rounds.shelf import GlobalState, Shelf
 from coordinator.rounds.states import RoundState, advance
 from coordinator.rounds.strategies import load_state, restore_dtypes, secure_config
-from coordinator.rounds.validate import agreed, checked, weight_of
+from coordinator.rounds.validate import LASTING, REJECTIONS, agreed, checked, weight_of
 from shared.clock import Clock
 from shared.errors import Corrupt, RoundAborted
-from shared.flower import REFUSED, to_numpy
+from shared.flower import to_numpy
 from shared.ids import DeviceId, NodeId
 from shared.secagg.keys import Verifier
 from shared.secagg.messages import Phase
@@ -55,6 +55,7 @@ class _Judged:
     outcome: Outcome
     reason: str = ""
     weight: int = 0
+    code: int = 0  # of the error that it answered
 
 
 _SILENT = _Judged(Outcome.DROPPED, "no answer")
@@ -96,6 +97,15 @@ class Attempt:
     def unwritten(self) -> tuple[Event, ...]:
         """Transitions that had no effect yet that anybody could see; whoever writes the next one writes them with it."""
         return tuple(self._unwritten)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether another attempt would end like this one: it asks the same devices again, and so many of them cannot do the task,
+        ever, that those who are left are too few.
+        """
+        selected = len(self._grid.chosen)
+        unfit = sum(item.code in LASTING for item in self._judged.values())
+        return bool(unfit) and not self._grid.sampled and selected - unfit < self._needed(selected)
 
     def write(self) -> None:
         """Put what is unwritten into the store."""
@@ -189,17 +199,23 @@ class Attempt:
         for reply in replies:
             node = NodeId(reply.metadata.src_node_id)
             if reply.has_error():
-                outcome = Outcome.REJECTED if reply.error.code == REFUSED else Outcome.DROPPED
-                self._judged[node] = _Judged(outcome, reply.error.reason or "failed without a reason")
+                outcome = Outcome.REJECTED if reply.error.code in REJECTIONS else Outcome.DROPPED
+                reason = reply.error.reason or "failed without a reason"
+                self._judged[node] = _Judged(outcome, reason, code=reply.error.code)
             else:
                 self._judged[node] = _Judged(Outcome.COUNTED, weight=weight_of(reply.content))
 
     def _require_quorum(self) -> None:
         selected = len(self._grid.chosen)
         counted = sum(item.outcome is Outcome.COUNTED for item in self._judged.values())
-        needed = self._spec.selection.enough(selected)
+        needed = self._needed(selected)
         if counted < needed:
             raise RoundAborted(f"{counted} of {selected} devices counted, {needed} are needed")
+
+    def _needed(self, selected: int) -> int:
+        """How many of the selected must be counted: a secret sum has its own threshold, whatever the job's quorum is."""
+        enough = self._spec.selection.enough(selected)
+        return max(enough, secure_config(self._spec).quorum(selected)) if self._spec.secure.enabled else enough
 
     def _total_weight(self, replies: list[Message]) -> int:
         """Plain: the counted devices' weights. Secure: what the sum itself says, since single weights are secret."""
@@ -239,7 +255,7 @@ class Attempt:
         self._summary = summary
         for node, item in summary.outcomes.items():
             reason = item.reason or (summary.aborted if item.fate is Fate.ABANDONED else "")
-            self._judged[NodeId(node)] = _Judged(_FATES.get(item.fate, Outcome.DROPPED), reason)
+            self._judged[NodeId(node)] = _Judged(_FATES.get(item.fate, Outcome.DROPPED), reason, code=item.code)
         self.false_dealers = tuple(self._grid.chosen[NodeId(node)].id for node in summary.false_dealers)
 
     # ---- writing

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 
 from coordinator.fleet.ports import Sessions
-from coordinator.rounds.closing import Close, Policy, WaitUntil, closing
+from coordinator.rounds.closing import Close, Policy, Reason, WaitUntil, closing
 from shared.clock import Clock
 from shared.errors import RoundAborted, ShoalError
 from shared.ids import DeviceId, Digest, TaskId
@@ -88,10 +88,14 @@ class Dispatcher:
         """
         wanted = tuple(tasks)
         pending = set(wanted)
-        started = self._clock.monotonic()
+        started, why = self._clock.monotonic(), ""
         try:
-            while pending and (ready := self._next(wanted, pending, policy, started, cancellation)):
-                for task_id, answer in ready:
+            while pending and not why:
+                found = self._next(wanted, pending, policy, started, cancellation)
+                if isinstance(found, Close):
+                    why = "no answer in time" if found.reason is Reason.DEADLINE else f"cancelled: {found.reason}"
+                    continue
+                for task_id, answer in found:
                     pending.discard(task_id)
                     yield task_id, answer
         except BaseException:
@@ -99,7 +103,7 @@ class Dispatcher:
             raise
         for task_id, task in self._forget(wanted).items():
             if task_id in pending:  # its answer may have come while we closed
-                result, ended = task.result or _gone(task_id, "no answer in time"), self._clock.monotonic()
+                result, ended = task.result or _gone(task_id, why), self._clock.monotonic()
                 yield (
                     task_id,
                     Answer(task.device, result, (task.finished_at if task.result else ended) - task.started_at),
@@ -172,8 +176,8 @@ class Dispatcher:
         policy: Policy,
         started: float,
         cancellation: Cancellation,
-    ) -> list[tuple[TaskId, Answer]]:
-        """Wait for answers that were not handed out yet. None when the policy closes."""
+    ) -> list[tuple[TaskId, Answer]] | Close:
+        """Wait for answers that were not handed out yet, or until the policy closes."""
         with self._changed:
             while True:
                 cancellation.check()
@@ -184,7 +188,7 @@ class Dispatcher:
                     return ready
                 verdict = _verdict(policy, self._clock.monotonic(), started, tasks)
                 if isinstance(verdict, Close):
-                    return []
+                    return verdict
                 self._changed.wait(max(min(verdict.at - self._clock.monotonic(), LOOK_EVERY_S), 0.0))
 
     def _answer(self, task_id: TaskId, pending: set[TaskId]) -> Answer | None:

@@ -106,10 +106,14 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """`reason` is empty unless something went wrong. A counted device has one if it failed after its vector was taken."""
+    """`reason` is empty unless something went wrong. A counted device has one if it failed after its vector was taken.
+
+    `code` is that of the error that the device answered, if any: Flower's, or one of ours.
+    """
 
     fate: Fate
     reason: str = ""
+    code: int = 0
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class FleetGrid(Grid):
         self._read: set[Digest] = set()
         self._pushed: dict[TaskId, Message] = {}
         self.chosen: dict[NodeId, DeviceRef] = {}
+        self.sampled = False  # some who were there were not chosen
         self.seconds: dict[NodeId, float] = {}
 
     # ---- Flower's Grid
@@ -180,6 +181,7 @@ class FleetGrid(Grid):
     def _take(self, present: list[DeviceRef]) -> None:
         chosen = self._sample(present, self._ask.selection.how_many(len(present)))
         self.chosen = {device.node_id: device for device in chosen}
+        self.sampled = len(chosen) < len(present)
 
     def _present(self) -> list[DeviceRef]:
         here = self._fleet.sessions.connected().keys() - self._ask.excluded

@@ -20,7 +20,7 @@ from coordinator.rounds.ports import ModelBuilder, Publisher
 from coordinator.rounds.round import Event, Job, Outcome, RoundRow
 from coordinator.rounds.shelf import GlobalState, arrays_of, as_model
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
-from shared.errors import ChildFailed, Conflict, RoundAborted, ShoalError, StorageFull
+from shared.errors import ChildFailed, Conflict, RoundAborted, ShoalError, StorageFull, Unavailable
 from shared.ids import DeviceId, JobId, digest_of
 
 _log = structlog.get_logger()
@@ -83,10 +83,13 @@ class JobLoop:
             return self._change(job, JobEvent.STOPPED) if job.state is JobState.STOPPING else job
 
     def fail(self, job_id: JobId, reason: str) -> Job:
-        return self._change(self._store.job(job_id), JobEvent.FAIL, reason=reason[:MAX_REASON])
+        """An attempt that is still open ends with its job."""
+        job, reason = self._store.job(job_id), reason[:MAX_REASON]
+        self._store.abandon_open(job_id, self._event(job, RoundState.ABANDONED, {"reason": reason}))
+        return self._change(job, JobEvent.FAIL, reason=reason)
 
     def _run(self, job: Job, cancellation: Cancellation) -> Job:
-        spec = JobSpec.parse(job.toml)
+        spec = JobSpec.accepted(job.toml)
         excluded = {DeviceId(str(e.detail["device"])) for e in self._store.events(job.id) if e.kind == EXCLUDED}
         running = _Running(spec, strategies.build(spec), cancellation, excluded)
         state = self._bench.shelf.load(job)
@@ -98,7 +101,10 @@ class JobLoop:
         return self._change(job, JobEvent.COMPLETE, release=release)
 
     def _round(self, running: _Running, job: Job, state: GlobalState, *, tried: int) -> tuple[Job, GlobalState]:
-        """The job's next round, with fresh keys for each attempt. Raises `RoundAborted` after the last one."""
+        """The job's next round, with fresh keys for each attempt.
+
+        Raises `RoundAborted` after the last one, or when the next one would end like it; at once what no other attempt would help.
+        """
         number = job.round + 1
         spec, cancellation = running.spec, running.cancellation
         last = tried + spec.selection.max_attempts
@@ -109,17 +115,28 @@ class JobLoop:
                 done = self._attempt(running, attempted, job, state)
                 self._exclude(running, attempted)
                 return done
-            except _WORTH_ANOTHER_TRY as error:
-                attempted.write()
-                self._exclude(running, attempted)
-                reason = f"{error}{_blame(attempted.row)}"
-                self._abandon(job, attempted.row, reason)
+            except Unavailable:
+                raise  # perhaps the store: what is open is abandoned when it is back
+            except Exception as error:
+                reason = self._ended(running, job, attempted, error)
                 cancellation.check()
+                if not isinstance(error, _WORTH_ANOTHER_TRY):
+                    raise
+                if attempted.hopeless:
+                    raise RoundAborted(f"round {number} would end like this again: {reason}") from error
                 if attempt == last:
                     message = f"round {number} was abandoned {spec.selection.max_attempts} times"
                     raise RoundAborted(f"{message}; the last time: {reason}") from error
             self._bench.fleet.dispatcher.pause(self._pause_s, cancellation)
         raise AssertionError("a round has at least one attempt")
+
+    def _ended(self, running: _Running, job: Job, attempted: Attempt, error: Exception) -> str:
+        """An attempt that does not count is written down as abandoned. Returns why."""
+        attempted.write()
+        self._exclude(running, attempted)
+        reason = f"{reason_of(error)}{_blame(attempted.row)}"
+        self._abandon(job, attempted.row, reason)
+        return reason
 
     def _exclude(self, running: _Running, attempted: Attempt) -> None:
         """Whoever dealt false shares would end the next attempt too."""
@@ -216,6 +233,11 @@ class JobLoop:
 
     def _event(self, job: Job, kind: str, detail: Detail) -> Event:
         return Event(job.id, 0, 0, self._bench.clock.now(), str(kind), detail)
+
+
+def reason_of(error: Exception) -> str:
+    """As an admin reads it: our own words, or what kind of mistake of ours it was."""
+    return str(error) if isinstance(error, ShoalError) else f"internal error: {type(error).__name__}: {error}"
 
 
 def _ask(running: _Running, job: Job, number: int) -> Ask:

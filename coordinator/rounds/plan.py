@@ -1,5 +1,8 @@
 """A job file: one federated training run, described by TOML and checked whole before anything starts.
 
+What can be known from the text alone is checked here; `service` checks the rest when a job is submitted: the strategy's options,
+that devices have the client app, and what is read on the coordinator's machine (`inputs`).
+
 name = "digits-nightly"
 model = "digits"
 client_app = "image-classifier"
@@ -19,13 +22,16 @@ quorum = 0.75
 [secure]
 enabled = true
 
-[train]                 # handed to the client app as it is
+[train]                 # the client app's settings: `shared.client_apps` has those of echo, image-classifier and softmax
 epochs = 1
 lr = 0.02
 
 [[prune]]
 after_round = 4
 ratio = 0.3
+
+[public]                # examples x and y, .npz or .safetensors, on the coordinator's machine
+data = "public.npz"     # `coordinator job submit` means it from the job file's folder; arrays_file too
 
 [publish]
 enabled = true
@@ -36,14 +42,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coordinator.rounds.closing import Policy
-from shared.errors import Malformed
+from shared.client_apps import BUILT_IN, BuiltIn, read_settings
+from shared.errors import ConfigError, Malformed
 from shared.ids import parse_name
 from shared.settings import Scalar, parse_toml
 from shared.shares import share_of
 
-KNOWN_METRICS: Mapping[str, Mapping[str, float]] = {
-    "image-classifier": {"train_loss": 100.0, "eval_acc_before": 1.0, "eval_loss_before": 100.0}
-}  # what our own client apps report: each metric with the largest value that it may have in a secret sum
+_INTEGERS = range(-(1 << 63), 1 << 63)  # as TOML has them; Python reads larger ones too
+_SET_BY_STRATEGY: Mapping[str, str] = {"fedprox": "proximal_mu"}  # what it adds to what the client app is told
 
 
 @dataclass(frozen=True)
@@ -196,10 +202,6 @@ class JobSpec:
             raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
         if not self.secure.enabled and self.secure != Secure(enabled=False):
             raise ValueError("the job turns secure aggregation off and configures it: remove one of the two")
-        if any(isinstance(value, float) and not math.isfinite(value) for value in self.train.values()):
-            raise ValueError("train holds a value that is not finite")
-        if "server-round" in self.train:
-            raise ValueError("train.server-round is set by the coordinator")
 
     def _check_model(self) -> None:
         if not self.model and not self.start.arrays_file:
@@ -217,8 +219,41 @@ class JobSpec:
 
     @classmethod
     def parse(cls, text: str) -> "JobSpec":
-        """Raises `ConfigError`, which names the key at fault."""
+        """A job to be submitted. Raises `ConfigError`, which names the key at fault."""
+        spec = cls.accepted(text)
+        spec._check_train()
+        if (app := BUILT_IN.get(spec.client_app)) is not None:
+            spec._check_app(app)
+        return spec
+
+    @classmethod
+    def accepted(cls, text: str) -> "JobSpec":
+        """A job that was submitted, perhaps to an older version that checked less of it. Raises `ConfigError`."""
         return parse_toml(cls, text, where="job")
+
+    def _check_train(self) -> None:
+        """What no client app can be told. Raises `ConfigError`."""
+        for key, value in self.train.items():
+            name, where = key.replace("-", "_"), f"job.train.{key}"
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError("the number is not finite", path=where)
+            if isinstance(value, int) and value not in _INTEGERS:
+                raise ConfigError("the number has more than 64 bits", path=where)
+            if name == "server_round":
+                raise ConfigError("the coordinator sets it: leave it out", path=where)
+            if name == _SET_BY_STRATEGY.get(self.strategy.name):
+                raise ConfigError(f"the strategy sets it: give strategy.options.{name}", path=where)
+
+    def _check_app(self, app: BuiltIn) -> None:
+        """Whether the job asks its client app for what it does. Raises `ConfigError`."""
+        read_settings(app.config, self.train, where="job.train")
+        if app.needs_model and not self.model:
+            raise ConfigError(f"{self.client_app} trains a model: name it", path="job.model")
+        asked = (("secure", self.secure.metrics, app.trained), ("evaluate", self.evaluate.metrics, app.evaluated))
+        for table, metrics, reported in asked:
+            for name in sorted(metrics.keys() - reported):
+                choices = ", ".join(sorted(reported)) or "none"
+                raise ConfigError(f"{self.client_app} reports {choices} then", path=f"job.{table}.metrics.{name}")
 
     @property
     def closing(self) -> Policy:
@@ -229,7 +264,8 @@ class JobSpec:
 
     @property
     def secret_metrics(self) -> Mapping[str, float]:
-        return self.secure.metrics or KNOWN_METRICS.get(self.client_app, {})
+        known = BUILT_IN.get(self.client_app)
+        return self.secure.metrics or (known.bounds if known else {})
 
     def prune_after(self, round_number: int) -> Prune | None:
         return next((step for step in self.prune if step.after_round == round_number), None)

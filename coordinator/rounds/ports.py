@@ -114,7 +114,7 @@ class ModelBuilder(Protocol):
         ...
 
     def prune(self, state: ModelState, ratio: float, public_data: str) -> ModelState:
-        """`ratio` of the present channels removed. Raises `ChildFailed`."""
+        """`ratio` of the present channels removed. Raises `ChildFailed`; `InputError`, `PeerError` where another try is no help."""
         ...
 
     def kill(self) -> None:
@@ -132,6 +132,7 @@ class Publisher(Protocol):
     def publish(self, model: str, state: ModelState, public_data: str, lineage: Mapping[str, str | int]) -> int:
         """Build a bundle, sign it as the next release and return its number.
 
-        Idempotent by `lineage["job"]`: a coordinator that died before it wrote the number down asks again. Raises `ChildFailed`.
+        Idempotent by `lineage["job"]`: a coordinator that died before it wrote the number down asks again. Raises like
+        `ModelBuilder.prune`.
         """
         ...

@@ -83,11 +83,12 @@ class Event:
 
 @dataclass(frozen=True)
 class DeviceRef:
-    """A device of the fleet, as far as rounds care."""
+    """A device of the fleet, as far as rounds care. `client_apps` are those that it has; None: it did not say."""
 
     id: DeviceId
     node_id: NodeId
     name: str
+    client_apps: frozenset[str] | None = None
 
 
 def check_commit(stored: Job, job: Job, row: RoundRow) -> None:

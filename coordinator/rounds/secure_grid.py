@@ -16,10 +16,10 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from coordinator.rounds.exchange import ExchangeObserver, Fate, NullObserver, Outcome, SecureConfig, Summary
+from coordinator.rounds.validate import REJECTIONS
 from shared.clock import Clock, SystemClock
 from shared.errors import LocalError, Malformed, PeerError, ProtocolError, RoundAborted, ShoalError, Unsupported
 from shared.flower import (
-    REFUSED,
     inputs_digest,
     like,
     reply_for_all,
@@ -228,8 +228,8 @@ class _Exchange:
 
     def _judge(self, phase: Phase, seat: int, reply: Message, take: Take) -> None:
         if reply.has_error():
-            fate = Fate.REJECTED if reply.error.code == REFUSED else Fate.DROPPED
-            self._fail(seat, fate, f"{phase}: {reply.error.reason or 'failed without a reason'}")
+            fate = Fate.REJECTED if reply.error.code in REJECTIONS else Fate.DROPPED
+            self._fail(seat, fate, f"{phase}: {reply.error.reason or 'failed without a reason'}", reply.error.code)
             return
         try:
             take(seat, reply)
@@ -240,11 +240,11 @@ class _Exchange:
         except Exception as error:  # noqa: BLE001  # whatever one device sends costs that device only
             self._fail(seat, Fate.REJECTED, f"{phase}: an answer that cannot be read ({type(error).__name__})")
 
-    def _fail(self, seat: int, fate: Fate, reason: str) -> None:
+    def _fail(self, seat: int, fate: Fate, reason: str, code: int = 0) -> None:
         """A device whose vector was taken stays counted, whatever it does afterwards."""
         if seat in self._server.counted:
             fate = Fate.PRESENT
-        self._outcomes[self._node(seat)] = Outcome(fate, reason[:MAX_REASON])
+        self._outcomes[self._node(seat)] = Outcome(fate, reason[:MAX_REASON], code)
 
     def _take_advert(self, seat: int, reply: Message) -> None:
         advert = Advert.from_fields(_fields(reply))

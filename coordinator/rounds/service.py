@@ -3,27 +3,28 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import structlog
 from flwr.app import ArrayRecord
 
-from coordinator.rounds import strategies
+from coordinator.rounds import inputs, strategies
 from coordinator.rounds.announce import AnnouncingStore, Watcher
 from coordinator.rounds.attempt import Bench
 from coordinator.rounds.dispatch import Cancellation
 from coordinator.rounds.grid import Fleet
-from coordinator.rounds.loop import JobLoop, Workshop
+from coordinator.rounds.loop import JobLoop, Workshop, reason_of
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, ModelState, Traffic
-from coordinator.rounds.round import Event, Job, RoundRow
+from coordinator.rounds.round import DeviceRef, Event, Job, RoundRow
 from coordinator.rounds.shelf import Shelf, arrays_of
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
+from shared.client_apps import app_names
 from shared.clock import Clock
 from shared.errors import ConfigError, Conflict, Malformed, NotFound, RoundAborted, ShoalError, StorageFull, Unavailable
 from shared.flower import assume_identity, to_numpy
 from shared.ids import Digest, JobId, new_job_id, new_node_id
+from shared.learning.spec import ModelSpec
 from shared.secagg.keys import Verifier
 
 _log = structlog.get_logger()
@@ -65,16 +66,18 @@ class JobService:
     def submit(self, toml: str, key: str = "") -> Job:
         """Check a job whole, store it and start it. The same key again gives the same job.
 
-        Raises `ConfigError`, `Unsupported`, `NotFound`, `Conflict` (the key was used for another job); nothing is stored then.
+        Raises `ConfigError`, `Unsupported`, `NotFound`, `Conflict` (the key was used for another job), `Malformed` for a model of
+        another version; nothing is stored then.
         """
         if key and (known := self._submitted_before(key, toml)) is not None:
             return known
         spec = JobSpec.parse(toml)
         strategies.build(spec)
-        members = len(self._bench.fleet.directory.members(spec.selection.cohort))
+        members = self._bench.fleet.directory.members(spec.selection.cohort)
+        _check_app(spec.client_app, members)
         start = self._starting_point(spec)
         arrays = _checked_start(start)
-        _check_sum(spec, arrays, members)
+        _check_sum(spec, arrays, len(members))
         now = self._clock.now()
         job = Job(
             id=new_job_id(),
@@ -203,11 +206,10 @@ class JobService:
             except RoundAborted:
                 return True
             return False
-        except ShoalError as error:
-            self._loop.fail(job, str(error))
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this job, not the coordinator
-            _log.error("job failed", job=job, exc_info=error)
-            self._loop.fail(job, f"internal error: {type(error).__name__}: {error}")
+            if not isinstance(error, ShoalError):
+                _log.error("job failed", job=job, exc_info=error)
+            self._loop.fail(job, reason_of(error))
         return True
 
     def _cancel(self, cancellation: Cancellation, reason: str) -> None:
@@ -225,14 +227,26 @@ class JobService:
         return known
 
     def _starting_point(self, spec: JobSpec) -> ModelState:
-        for key, name in (("start.arrays_file", spec.start.arrays_file), ("public.data", spec.public.data)):
-            if name and not Path(name).exists():
-                raise ConfigError(f"there is no {name} on the coordinator's machine", path=f"job.{key}")
+        public = inputs.read_public(spec.public.data) if spec.public.data else None
         if spec.start.arrays_file:
-            return ModelState("", Path(spec.start.arrays_file).read_bytes())
+            return ModelState("", inputs.read_arrays(spec.start.arrays_file))
         if spec.start.factory:
-            return self._workshop.builder.initial(spec.start.factory, spec.start.arguments)
-        return self._workshop.publisher.start(spec.model, spec.start.release)
+            start = self._workshop.builder.initial(spec.start.factory, spec.start.arguments)
+        else:
+            start = self._workshop.publisher.start(spec.model, spec.start.release)
+        if public is not None:
+            schema = ModelSpec.from_json(start.model_json).schema
+            inputs.require_fit(public, schema, spec.public.data, where=inputs.PUBLIC_DATA)
+        return start
+
+
+def _check_app(name: str, members: Iterable[DeviceRef]) -> None:
+    """Raises `ConfigError` for an app that neither this machine nor any device of the cohort has, as far as they say."""
+    installed, listed = app_names(), [device.client_apps for device in members]
+    if name in installed or None in listed or any(name in apps for apps in listed if apps):
+        return
+    known = sorted(set(installed).union(*(apps for apps in listed if apps)))
+    raise ConfigError(f"no device says that it has {name!r}; there are {', '.join(known)}", path="job.client_app")
 
 
 def _checked_start(start: ModelState) -> ArrayRecord:

@@ -43,7 +43,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         self._jobs = nouns.jobs
         self._fleet_address = fleet_address
 
-    # ---- devices
+    # ---- join tokens
 
     async def CreateToken(self, request: admin_pb2.CreateTokenRequest, context: Any) -> admin_pb2.CreateTokenResponse:
         actor = calling_peer().name
@@ -57,6 +57,17 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
             )
         )
         return admin_pb2.CreateTokenResponse(tokens=[token.text for token in tokens], expires_at=expires_at)
+
+    async def ListTokens(self, request: admin_pb2.ListTokensRequest, context: Any) -> admin_pb2.ListTokensResponse:
+        tokens, names = await asyncio.to_thread(self._registry.tokens), await self._names()
+        shown = [views.token(token, self._registry.state_of(token), names) for token in tokens]
+        return admin_pb2.ListTokensResponse(tokens=shown)
+
+    async def RevokeToken(self, request: admin_pb2.RevokeTokenRequest, context: Any) -> admin_pb2.JoinToken:
+        token = await asyncio.to_thread(self._registry.revoke_token, request.token, calling_peer().name)
+        return views.token(token, self._registry.state_of(token), await self._names())
+
+    # ---- devices
 
     async def ListDevices(self, request: admin_pb2.ListDevicesRequest, context: Any) -> admin_pb2.ListDevicesResponse:
         devices = await asyncio.to_thread(self._registry.devices, request.cohort)

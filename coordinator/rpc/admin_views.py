@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from coordinator.directory import client_apps
 from coordinator.fleet.cohorts import profile_name
-from coordinator.fleet.device import Admin, AuditEntry, Device
+from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
+from coordinator.fleet.states import TokenState
 from coordinator.releases.release import Release, Rollout, RolloutDevice, RolloutRecord
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.round import DeviceRow, Event, Job, RoundRow
@@ -27,6 +29,7 @@ def device(item: Device, *, connected: bool) -> admin_pb2.Device:
         agent_version=item.agent_version,
         node_id=item.node_id,
         reason=item.reason,
+        client_apps=sorted(client_apps(item.profile_json) or ()),
         models=[
             admin_pb2.DeviceModel(
                 model=serving.model,
@@ -39,6 +42,22 @@ def device(item: Device, *, connected: bool) -> admin_pb2.Device:
     )
 
 
+def token(item: TokenRecord, state: TokenState, names: Names) -> admin_pb2.JoinToken:
+    return admin_pb2.JoinToken(
+        id=item.id,
+        state=state.value,
+        labels=dict(item.labels),
+        require_approval=item.require_approval,
+        created_at=item.created_at,
+        created_by=item.created_by,
+        expires_at=item.expires_at,
+        used_at=item.spent_at,
+        device=item.device,
+        device_name=names.get(item.device, item.device),
+        revoked_at=item.revoked_at,
+    )
+
+
 def audit(entry: AuditEntry) -> admin_pb2.AuditEntry:
     return admin_pb2.AuditEntry(
         id=entry.id,
@@ -47,6 +66,12 @@ def audit(entry: AuditEntry) -> admin_pb2.AuditEntry:
         action=entry.action,
         subject=entry.subject,
         detail_json=_json(entry.detail),
+    )
+
+
+def admin(item: Admin) -> admin_pb2.AdminIdentity:
+    return admin_pb2.AdminIdentity(
+        name=item.name, issued_at=item.issued_at, expires_at=item.expires_at, revoked_at=item.revoked_at
     )
 
 
@@ -65,7 +90,7 @@ def model(release: Release) -> admin_pb2.Model:
 
 
 def job(item: Job) -> admin_pb2.Job:
-    spec = JobSpec.parse(item.toml)
+    spec = JobSpec.accepted(item.toml)
     return admin_pb2.Job(
         id=item.id,
         name=item.name,
@@ -152,9 +177,3 @@ def _rollout_device(row: RolloutDevice, names: Names) -> admin_pb2.RolloutDevice
 
 def _json(values: Mapping[str, object]) -> str:
     return json.dumps(dict(values), sort_keys=True)
-
-
-def admin(item: Admin) -> admin_pb2.AdminIdentity:
-    return admin_pb2.AdminIdentity(
-        name=item.name, issued_at=item.issued_at, expires_at=item.expires_at, revoked_at=item.revoked_at
-    )

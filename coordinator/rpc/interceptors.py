@@ -101,7 +101,8 @@ class Gate(grpc.aio.ServerInterceptor):
     def _streaming(
         self, method: str, behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]
     ) -> Callable[[Any, Any], Awaitable[None]]:
-        """Writes what a generator yields. It is closed here, also when the peer hangs up in the middle of a write.
+        """Writes what a generator yields. It is closed here, also when the peer hangs up in the middle of a write: grpc.aio
+        leaves that to the garbage collector.
 
         An admin who is revoked while watching sees nothing more.
         """
@@ -153,6 +154,7 @@ def _der(pem: bytes) -> bytes:
 
 
 async def _abort(context: Any, method: str, error: Exception) -> None:
+    """Ends the call with the error's status: `context.abort` raises, always."""
     if isinstance(error, ShoalError):
         context.set_trailing_metadata(trailers_of(error))
         await context.abort(status_of(error), error.message)

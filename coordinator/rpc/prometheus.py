@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from coordinator.fleet.device import Device
 from coordinator.fleet.ports import MetricStore
 from coordinator.fleet.states import DeviceState
-from shared.errors import LocalError
+from coordinator.rpc.listening import cannot_listen, family, joined
 from shared.ids import DeviceId
 from shared.session import Histogram, MetricBatch, Sample
 
@@ -73,10 +73,10 @@ def by_state(name: str, what: str, counts: Callable[[], Mapping[str, int]]) -> S
 
 
 def _of_fleet(devices: Sequence[Device], attached: Collection[DeviceId]) -> Iterator[Metric]:
-    by_state = Counter(device.state for device in devices)
+    counts = Counter(device.state for device in devices)
     states = Metric("shoal_fleet_devices", "Devices by state", "gauge")
     for state in DeviceState:
-        states.add_sample("shoal_fleet_devices", {"state": str(state)}, by_state[state])
+        states.add_sample("shoal_fleet_devices", {"state": str(state)}, counts[state])
     up = Metric("shoal_fleet_attached", "1 while the device's session is open", "gauge")
     seen = Metric("shoal_fleet_last_seen_seconds", "When the device was last heard of, since the epoch", "gauge")
     serving = Metric("shoal_fleet_serving", "1 for each model that the device says it serves", "gauge")
@@ -148,6 +148,11 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+def _server_class(host: str) -> type[_Server]:
+    """The standard library has the family of addresses as an attribute of the class."""
+    return type("_Server", (_Server,), {"address_family": family(host)})
+
+
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the standard library
         """A scrape every few seconds is not news."""
@@ -173,9 +178,9 @@ def serve_metrics(collector: Collector, host: str, port: int) -> MetricsPage:
     registry.register(collector)
     ProcessCollector(registry=registry)
     try:
-        server = make_server(host, port, make_wsgi_app(registry), _Server, _Quiet)
+        server = make_server(host, port, make_wsgi_app(registry), _server_class(host), _Quiet)
     except OSError as error:
-        raise LocalError(f"cannot listen on {host}:{port}: is something else there?", detail=str(error)) from error
+        raise cannot_listen(joined(host, port), "--metrics-port") from error
     thread = threading.Thread(target=server.serve_forever, name="metrics page", daemon=True)
     thread.start()
     return MetricsPage(server.server_port, server, thread)

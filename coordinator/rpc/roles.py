@@ -29,6 +29,8 @@ ALLOWED: Mapping[str, frozenset[Caller]] = {
     "/fleet.v1.Blobs/Put": _DEVICE,
     "/fleet.v1.Metrics/Report": _DEVICE,
     "/fleet.v1.Admin/CreateToken": _ADMIN,
+    "/fleet.v1.Admin/ListTokens": _ADMIN,
+    "/fleet.v1.Admin/RevokeToken": _ADMIN,
     "/fleet.v1.Admin/ListDevices": _ADMIN,
     "/fleet.v1.Admin/GetDevice": _ADMIN,
     "/fleet.v1.Admin/ApproveDevice": _ADMIN,

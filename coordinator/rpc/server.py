@@ -10,8 +10,8 @@ import grpc.aio
 
 from coordinator.fleet.registry import Registry
 from coordinator.rpc.interceptors import Gate
+from coordinator.rpc.listening import cannot_listen
 from coordinator.rpc.roles import Caller
-from shared.errors import LocalError
 from shared.files import check_socket_path
 
 # Agents ping every 20 s; servers that forbid that drop them with "too many pings".
@@ -47,17 +47,21 @@ Identify = Callable[[], ServerIdentity]
 def enrolment_server(
     identify: Identify, registry: Registry, address: str, register: Register
 ) -> tuple[grpc.aio.Server, int]:
-    """Server TLS alone. Returns the server, not yet started, and its port. `identify` is asked at each handshake."""
+    """Server TLS alone. Returns the server, not yet started, and its port. `identify` is asked at each handshake. Raises
+    `LocalError`.
+    """
     credentials = _credentials(identify, demand_certificate=False)
-    return _secure(Gate(registry, Caller.ANYONE), credentials, address, register)
+    server = _server(Gate(registry, Caller.ANYONE), register)
+    return server, _listen(server, address, credentials, "--enrolment-port")
 
 
 def fleet_server(
     identify: Identify, registry: Registry, address: str, register: Register
 ) -> tuple[grpc.aio.Server, int]:
-    """Mutual TLS: no call without a certificate of the fleet's authority. `identify` is asked at each handshake."""
+    """Mutual TLS: no call without a certificate of the fleet's authority. Otherwise as `enrolment_server`."""
     credentials = _credentials(identify, demand_certificate=True)
-    return _secure(Gate(registry, None), credentials, address, register)
+    server = _server(Gate(registry, None), register)
+    return server, _listen(server, address, credentials, "--fleet-port")
 
 
 def admin_server(registry: Registry, socket: Path, register: Register) -> grpc.aio.Server:
@@ -65,8 +69,7 @@ def admin_server(registry: Registry, socket: Path, register: Register) -> grpc.a
     path = check_socket_path(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
-    server = grpc.aio.server(interceptors=(Gate(registry, Caller.LOCAL),), options=_OPTIONS)
-    register(server)
+    server = _server(Gate(registry, Caller.LOCAL), register)
     old = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -95,15 +98,15 @@ def _credentials(identify: Identify, *, demand_certificate: bool) -> grpc.Server
     return grpc.dynamic_ssl_server_credentials(configuration(shown), fetch, demand_certificate)  # type: ignore[arg-type]
 
 
-def _secure(
-    gate: Gate, credentials: grpc.ServerCredentials, address: str, register: Register
-) -> tuple[grpc.aio.Server, int]:
+def _server(gate: Gate, register: Register) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=(gate,), options=_OPTIONS)
     register(server)
+    return server
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials, flag: str) -> int:
+    """The port. Raises `LocalError`."""
     try:
-        port = server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise LocalError(f"cannot listen on {address}: is something else there?", detail=str(error)[:200]) from error
-    if port == 0:
-        raise LocalError(f"cannot listen on {address}: is something else there?")
-    return server, port
+        raise cannot_listen(address, f"--host or {flag}") from error

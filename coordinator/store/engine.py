@@ -8,20 +8,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from shared.errors import ShoalError, StorageFull, Unavailable
+from shared.errors import ConfigError, ShoalError, StorageFull, Unavailable
 
 BUSY_TIMEOUT_S = 30.0
 _READ_ONLY = "shoal_read_only"
+_SQLITE, _POSTGRESQL = "sqlite", "postgresql+psycopg"
+
+
+def check_url(url: str) -> URL:
+    """Raises `ConfigError` for what is no URL of a database that we know. Nothing is connected."""
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError) as error:  # a bare ValueError for a port that is no number
+        raise _bad_url("it cannot be read as a URL", error) from error
+    if found.drivername == _SQLITE:
+        if not (found.database or "").startswith("/"):  # without a path SQLite keeps it in memory
+            raise _bad_url("SQLite needs an absolute path, as in sqlite:////srv/shoal/coordinator.db")
+        return found
+    if found.drivername != _POSTGRESQL:
+        raise _bad_url(f"it begins with {_POSTGRESQL}:// or {_SQLITE}:///")
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import make_conninfo
+    except ImportError as error:
+        raise _bad_url("PostgreSQL needs a driver: pip install 'shoal[postgres]'", error) from error
+    try:
+        make_conninfo(**dict.fromkeys(found.query, ""))
+    except ProgrammingError as error:
+        raise _bad_url("PostgreSQL does not know what stands behind the ?", error) from error
+    return found
+
+
+def _bad_url(message: str, reason: Exception | None = None) -> ConfigError:
+    """Without the URL: it may hold a password."""
+    return ConfigError(message, path="database_url", detail=str(reason or "").strip()[:200])
 
 
 def open_engine(url: str) -> Engine:
-    """An engine for `sqlite:///path` or `postgresql+psycopg://…`. Nothing is connected yet."""
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+    """An engine for `sqlite:////path` or `postgresql+psycopg://…`. Nothing is connected yet. Raises `ConfigError`."""
+    place = check_url(url)
+    if place.drivername == _POSTGRESQL:
+        return create_engine(place, pool_pre_ping=True)
+    engine = create_engine(place, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

@@ -8,8 +8,21 @@ from sqlalchemy import Connection, Engine, Exists, Row, Select, and_, delete, fu
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
-from coordinator.fleet.ports import Decide, DecideAdmin
+from coordinator.fleet.device import (
+    Admin,
+    AuditEntry,
+    Device,
+    TokenRecord,
+    key_taken,
+    no_device,
+    no_token,
+    renewed_since,
+    revoked_token,
+    taken,
+    unknown_token,
+    used_token,
+)
+from coordinator.fleet.ports import Decide, DecideAdmin, DecideToken
 from coordinator.fleet.states import DeviceState
 from coordinator.store.engine import reading, transaction
 from coordinator.store.tables import (
@@ -21,7 +34,6 @@ from coordinator.store.tables import (
     metric_batches,
     metric_spools,
 )
-from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId, Digest, NodeId
 from shared.session import MetricBatch, Sample, Serving
 
@@ -41,6 +53,7 @@ class SqlFleetStore:
                 "require_approval": token.require_approval,
                 "created_at": token.created_at,
                 "expires_at": token.expires_at,
+                "created_by": token.created_by,
             }
             for token in tokens
         ]
@@ -53,26 +66,40 @@ class SqlFleetStore:
             row = connection.execute(select(join_tokens).where(join_tokens.c.id == token_id)).one_or_none()
         return None if row is None else _token(row)
 
+    def tokens(self) -> list[TokenRecord]:
+        query = select(join_tokens).order_by(join_tokens.c.created_at, join_tokens.c.id)
+        with reading(self._engine) as connection:
+            return [_token(row) for row in connection.execute(query)]
+
+    def change_token(self, token_id: str, decide: DecideToken) -> TokenRecord:
+        with transaction(self._engine) as connection:
+            token = _find_token(connection, token_id)
+            if token is None:
+                raise no_token(token_id)
+            changed, entry = decide(token)
+            place, revoked_at = join_tokens.c.id == token_id, changed.revoked_at or None
+            connection.execute(update(join_tokens).where(place).values(revoked_at=revoked_at))
+            if entry is not None:
+                _audit(connection, entry)
+        return changed
+
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         try:
             with transaction(self._engine) as connection:
-                spent_by = connection.execute(
-                    select(join_tokens.c.spent_by_key_sha256).where(join_tokens.c.id == token_id).with_for_update()
-                ).one_or_none()
-                if spent_by is None:
-                    raise Unauthenticated("this join token is not known here; ask for a new one")
-                if spent_by[0] is not None:
-                    return self._enrolled_before(connection, spent_by[0], device)
-                connection.execute(
-                    update(join_tokens)
-                    .where(join_tokens.c.id == token_id)
-                    .values(spent_by_key_sha256=device.public_key_sha256, spent_at=spent_at)
-                )
+                token = _find_token(connection, token_id)
+                if token is None:
+                    raise unknown_token()
+                if token.spent_by:
+                    return self._enrolled_before(connection, token.spent_by, device)
+                if token.revoked_at:
+                    raise revoked_token()
+                spent = {"spent_by_key_sha256": device.public_key_sha256, "spent_at": spent_at, "device_id": device.id}
+                connection.execute(update(join_tokens).where(join_tokens.c.id == token_id).values(**spent))
                 self._free_name(connection, device.name, entry)
                 connection.execute(insert(devices).values(**_device_values(device)))
                 _audit(connection, entry)
         except IntegrityError as error:
-            raise _taken(device) from error
+            raise taken(device) from error
         return device
 
     def _free_name(self, connection: Connection, name: str, entry: AuditEntry) -> None:
@@ -85,10 +112,10 @@ class SqlFleetStore:
 
     def _enrolled_before(self, connection: Connection, spent_by: str, device: Device) -> Device:
         if spent_by != device.public_key_sha256:
-            raise Forbidden("this join token was used by another device; ask for a new one")
+            raise used_token()
         row = connection.execute(select(devices).where(devices.c.public_key_sha256 == spent_by)).one_or_none()
         if row is None:
-            raise Forbidden("this join token was used and its device has renewed its key since")
+            raise renewed_since()
         return _device(row, ())
 
     def change(self, id_or_name: str, decide: Decide) -> Device:
@@ -99,7 +126,7 @@ class SqlFleetStore:
             try:
                 connection.execute(update(devices).where(devices.c.id == values.pop("id")).values(**values))
             except IntegrityError as error:
-                raise _taken(changed) from error
+                raise taken(changed) from error
             if entry is not None:
                 _audit(connection, entry)
         return changed
@@ -108,7 +135,7 @@ class SqlFleetStore:
         with transaction(self._engine) as connection:
             seen = connection.execute(update(devices).where(devices.c.id == device).values(last_seen_at=at))
             if seen.rowcount == 0:
-                raise _no_device(device)
+                raise no_device(device)
             connection.execute(delete(device_models).where(device_models.c.device_id == device))
             if serving:
                 rows = [{"device_id": device, "updated_at": at, **asdict(item)} for item in serving]
@@ -154,7 +181,7 @@ class SqlFleetStore:
                 if entry is not None:
                     _audit(connection, entry)
         except IntegrityError as error:
-            raise Conflict("that admin's key is in use already; make a fresh one") from error
+            raise key_taken() from error
         return changed
 
     def admin(self, name: str) -> Admin | None:
@@ -203,8 +230,14 @@ class SqlMetricStore:
         return {DeviceId(row.device_id): _batch(row) for row in rows}
 
     def forget(self, before: float) -> int:
+        spools, other = metric_spools, metric_spools.alias()
+        newer = select(other.c.spool).where(
+            other.c.device_id == spools.c.device_id, other.c.updated_at > spools.c.updated_at
+        )
         with transaction(self._engine) as connection:
-            return connection.execute(delete(metric_batches).where(metric_batches.c.received_at < before)).rowcount
+            dropped = connection.execute(delete(metric_batches).where(metric_batches.c.received_at < before)).rowcount
+            connection.execute(delete(spools).where(spools.c.updated_at < before, newer.exists()))
+        return dropped
 
 
 def _last_before_gap(device: DeviceId, spool: str, acknowledged: int) -> Select[Any]:
@@ -224,6 +257,12 @@ def _last_before_gap(device: DeviceId, spool: str, acknowledged: int) -> Select[
     )
 
 
+def _find_token(connection: Connection, token_id: str) -> TokenRecord | None:
+    """Nobody else changes it until this transaction ends."""
+    row = connection.execute(select(join_tokens).where(join_tokens.c.id == token_id).with_for_update()).one_or_none()
+    return None if row is None else _token(row)
+
+
 def _find(connection: Connection, id_or_name: str, *, lock: bool) -> Device:
     """An id goes before a name, so that no name stands for another device."""
     for column in (devices.c.id, devices.c.name):
@@ -232,11 +271,7 @@ def _find(connection: Connection, id_or_name: str, *, lock: bool) -> Device:
         if row is not None:
             models = select(device_models).where(device_models.c.device_id == row.id).order_by(device_models.c.model)
             return _device(row, connection.execute(models).all())
-    raise _no_device(id_or_name)
-
-
-def _taken(device: Device) -> Conflict:
-    return Conflict(f"a device named {device.name} or one with this key is in the fleet already")
+    raise no_device(id_or_name)
 
 
 def _audit(connection: Connection, entry: AuditEntry) -> None:
@@ -249,10 +284,6 @@ def _audit(connection: Connection, entry: AuditEntry) -> None:
             detail=dict(entry.detail),
         )
     )
-
-
-def _no_device(name: str) -> NotFound:
-    return NotFound(f"no device {name[:64]!r}; `coordinator device list` shows them")
 
 
 def _device_values(device: Device) -> dict[str, Any]:
@@ -304,8 +335,11 @@ def _token(row: Row[Any]) -> TokenRecord:
         require_approval=bool(row.require_approval),
         created_at=row.created_at,
         expires_at=row.expires_at,
+        created_by=row.created_by,
         spent_by=row.spent_by_key_sha256 or "",
         spent_at=row.spent_at or 0.0,
+        device=row.device_id or "",
+        revoked_at=row.revoked_at or 0.0,
     )
 
 

@@ -4,10 +4,22 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from coordinator.fleet.device import Admin, AuditEntry, Device, TokenRecord
-from coordinator.fleet.ports import Decide, DecideAdmin
+from coordinator.fleet.device import (
+    Admin,
+    AuditEntry,
+    Device,
+    TokenRecord,
+    key_taken,
+    no_device,
+    no_token,
+    renewed_since,
+    revoked_token,
+    taken,
+    unknown_token,
+    used_token,
+)
+from coordinator.fleet.ports import Decide, DecideAdmin, DecideToken
 from coordinator.fleet.states import DeviceState
-from shared.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from shared.ids import DeviceId
 from shared.session import MetricBatch, Serving
 
@@ -31,13 +43,29 @@ class MemoryFleetStore:
     def token(self, token_id: str) -> TokenRecord | None:
         return self._tokens.get(token_id)
 
+    def tokens(self) -> list[TokenRecord]:
+        with self._lock:
+            return sorted(self._tokens.values(), key=lambda token: (token.created_at, token.id))
+
+    def change_token(self, token_id: str, decide: DecideToken) -> TokenRecord:
+        with self._lock:
+            if (token := self._tokens.get(token_id)) is None:
+                raise no_token(token_id)
+            changed, entry = decide(token)
+            self._tokens[token_id] = replace(token, revoked_at=changed.revoked_at)
+            if entry is not None:
+                self.append_audit(entry)
+            return changed
+
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         with self._lock:
             token = self._tokens.get(token_id)
             if token is None:
-                raise Unauthenticated("this join token is not known here; ask for a new one")
+                raise unknown_token()
             if token.spent_by:
                 return self._enrolled_before(token, device)
+            if token.revoked_at:
+                raise revoked_token()
             former = [
                 other
                 for other in self._devices.values()
@@ -49,23 +77,24 @@ class MemoryFleetStore:
                 self._devices[other.id] = replace(other, name=other.id)
                 detail = {"former_name": other.name}
                 self.append_audit(AuditEntry(entry.at, entry.actor, "device.rename", other.id, detail))
-            self._tokens[token_id] = replace(token, spent_by=device.public_key_sha256, spent_at=spent_at)
+            spent = replace(token, spent_by=device.public_key_sha256, spent_at=spent_at, device=device.id)
+            self._tokens[token_id] = spent
             self._devices[device.id] = device
             self.append_audit(entry)
             return device
 
     def _enrolled_before(self, token: TokenRecord, device: Device) -> Device:
         if token.spent_by != device.public_key_sha256:
-            raise Forbidden("this join token was used by another device; ask for a new one")
+            raise used_token()
         for other in self._devices.values():
             if other.public_key_sha256 == token.spent_by:
                 return replace(other, serving=())
-        raise Forbidden("this join token was used and its device has renewed its key since")
+        raise renewed_since()
 
     def _check_untaken(self, device: Device, others: Iterable[Device]) -> None:
         for other in others:
             if other.name == device.name or other.public_key_sha256 == device.public_key_sha256:
-                raise Conflict(f"a device named {device.name} or one with this key is in the fleet already")
+                raise taken(device)
 
     def change(self, id_or_name: str, decide: Decide) -> Device:
         with self._lock:
@@ -80,7 +109,7 @@ class MemoryFleetStore:
     def record_serving(self, device: DeviceId, serving: Sequence[Serving], at: float) -> None:
         with self._lock:
             if device not in self._devices:
-                raise _no_device(device)
+                raise no_device(device)
             self._devices[device] = replace(self._devices[device], serving=tuple(serving), last_seen_at=at)
 
     def device(self, id_or_name: str) -> Device:
@@ -90,7 +119,7 @@ class MemoryFleetStore:
             for device in self._devices.values():
                 if device.name == id_or_name:
                     return device
-        raise _no_device(id_or_name)
+        raise no_device(id_or_name)
 
     def devices(self) -> list[Device]:
         with self._lock:
@@ -116,7 +145,7 @@ class MemoryFleetStore:
             changed, entry = decide(self._admins.get(name))
             others = [admin for admin in self._admins.values() if admin.name != name]
             if any(admin.public_key_sha256 == changed.public_key_sha256 for admin in others):
-                raise Conflict("that admin's key is in use already; make a fresh one")
+                raise key_taken()
             self._admins[name] = changed
             if entry is not None:
                 self.append_audit(entry)
@@ -171,8 +200,9 @@ class MemoryMetricStore:
             old = [(one, number) for one in every for number, (at, _) in one.kept.items() if at < before]
             for one, number in old:
                 del one.kept[number]
+            for device, spools in self._spools.items():
+                newest = max(one.updated_at for one in spools.values())
+                self._spools[device] = {
+                    name: one for name, one in spools.items() if one.updated_at >= before or one.updated_at == newest
+                }
             return len(old)
-
-
-def _no_device(name: str) -> NotFound:
-    return NotFound(f"no device {name[:64]!r}; `coordinator device list` shows them")

@@ -72,8 +72,11 @@ join_tokens = Table(
     Column("require_approval", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
+    Column("created_by", String(128), nullable=False),  # empty: an older version did not note it
     Column("spent_by_key_sha256", String(64), nullable=True),
     Column("spent_at", Float, nullable=True),
+    Column("device_id", String(32), nullable=True),  # who joined with it
+    Column("revoked_at", Float, nullable=True),
 )
 
 admins = Table(

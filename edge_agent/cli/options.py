@@ -26,3 +26,8 @@ def home_option(function: F) -> F:
         show_default="$SHOAL_AGENT_HOME or the user's data folder",
         help="The agent's home folder.",
     )(function)
+
+
+def json_option(function: F) -> F:
+    """`--json`, on every command that tells something."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_agent.client_app import Mod
-from edge_agent.client_app.records import CONFIG
-from shared.errors import Malformed
+from edge_agent.client_app.records import read_config
+from shared.client_apps import EchoConfig
 from shared.flower import reply_with, to_numpy
 
 _METRICS = "metrics"
@@ -23,7 +23,8 @@ def build(mods: Sequence[Mod]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        records, spread = RecordDict(dict(message.content.array_records)), _spread(message)
+        records = RecordDict(dict(message.content.array_records))
+        spread = read_config(message.content, EchoConfig).spread
         if spread:
             factor = np.float32(1 + spread * (context.node_id % _LARGE_PRIME) / _LARGE_PRIME)
             for name, record in message.content.array_records.items():
@@ -36,15 +37,6 @@ def build(mods: Sequence[Mod]) -> ClientApp:
         return reply_with(message, RecordDict({_METRICS: MetricRecord({"num-examples": 1})}))
 
     return app
-
-
-def _spread(message: Message) -> float:
-    """Raises `Malformed`."""
-    config = message.content.get(CONFIG)
-    value = config.get("spread", 0.0) if isinstance(config, ConfigRecord) else 0.0
-    if not isinstance(value, float | int) or not 0 <= value <= 1:
-        raise Malformed("spread is a number from 0 to 1")
-    return float(value)
 
 
 def _scaled(record: ArrayRecord, factor: np.float32) -> ArrayRecord:

@@ -5,7 +5,6 @@ buffer in the node's state folder. A round's result depends on the message, the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Context, Message
@@ -23,50 +22,14 @@ from edge_agent.client_app.records import (
     read_model_json,
 )
 from edge_agent.storage import DataStore, Split
-from shared.errors import Conflict
+from shared.client_apps import MAX_LOSS, ImageClassifierConfig
+from shared.errors import Malformed, UpdateRejected
+from shared.learning.continual import ReplayBuffer
 from shared.learning.measure import Evaluation
 from shared.learning.models import load_state
 from shared.learning.qat import QatLearner
-from shared.learning.spec import InputSchema, ModelSpec
-from shared.learning.train import FloatLearner, Learner, TrainSettings, evaluate, fit
-
-ENOUGH = 100.0  # a loss above this is reported as this: one lost device must not drown the fleet's mean
-
-
-@dataclass(frozen=True)
-class Config:
-    """What a job's `[train]` table may say, with hyphens or underscores."""
-
-    server_round: int = 0
-    lr: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    epochs: int = 1
-    batch_size: int = 32
-    proximal_mu: float = 0.0
-    qat: bool = True
-    seed: int = 0
-    recent_examples: int = 0  # train on the newest so many; 0: all
-    replay_size: int = 0  # examples in the replay buffer; 0: none
-    replay_share: float = 0.5  # of each batch, on top of it
-    local_labels: bool = False  # leave answers for classes this device has none of out of the loss
-
-    def __post_init__(self) -> None:
-        if min(self.recent_examples, self.replay_size, self.seed) < 0:
-            raise ValueError("recent_examples, replay_size and seed are not negative")
-        self.settings(())
-
-    def settings(self, labels: tuple[int, ...]) -> TrainSettings:
-        return TrainSettings(
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            proximal_mu=self.proximal_mu,
-            replay_share=self.replay_share,
-            label_set=labels if self.local_labels else (),
-        )
+from shared.learning.spec import ModelSpec
+from shared.learning.train import FloatLearner, Learner, evaluate, fit
 
 
 class Workbench:
@@ -85,8 +48,14 @@ class Workbench:
         return self._qat
 
     def evaluate(self, state: dict[str, np.ndarray], split: Split) -> tuple[Evaluation, int]:
-        """Of the float master on the held-out examples, or on all where so few are stored that none is held out."""
-        load_state(self.plain.module, state)
+        """Of the float master on the held-out examples, or on all where so few are stored that none is held out.
+
+        Raises `Malformed` for a state that is not the network's: the coordinator sent both.
+        """
+        try:
+            load_state(self.plain.module, state)
+        except UpdateRejected as error:
+            raise Malformed(f"the arrays are not those of the model: {error.message}") from error
         held = (split.held_x, split.held_y) if len(split.held_y) else (split.train_x, split.train_y)
         return evaluate(self.plain.module, *held), len(held[1])
 
@@ -113,24 +82,23 @@ def build(mods: Sequence[Mod]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        config = read_config(message.content, Config)
+        config = read_config(message.content, ImageClassifierConfig)
         bench = _cache.bench(read_model_json(message.content))
         state = read_arrays(message.content)
         store = DataStore(folder(context, DATA_DIR))
-        split = store.split()
-        check_fits(split, bench.spec.schema)
+        split = _split(store, bench.spec)
         before, _ = bench.evaluate(state, split)
         rng = np.random.default_rng((config.seed, config.server_round, context.node_id))
-        memory = absorb(store, folder(context, STATE_DIR), config.replay_size, rng) if config.replay_size else None
+        memory = _memory(store, context, bench.spec, config.replay_size, rng)
         newest = slice(-config.recent_examples if config.recent_examples else None, None)
         x, y = split.train_x[newest], split.train_y[newest]
         settings = config.settings(tuple(np.unique(split.train_y).tolist()))
         fitted = fit(bench.learner(qat=config.qat), state, x, y, settings=settings, rng=rng, memory=memory)
         metrics = {
             "num-examples": fitted.examples,
-            "train_loss": min(fitted.loss, ENOUGH),
+            "train_loss": min(fitted.loss, MAX_LOSS),
             "eval_acc_before": before.accuracy,
-            "eval_loss_before": min(before.loss, ENOUGH),
+            "eval_loss_before": min(before.loss, MAX_LOSS),
             "confidence": float(before.confidence.mean()),
             "drift": drift_of(store),
         }
@@ -139,21 +107,23 @@ def build(mods: Sequence[Mod]) -> ClientApp:
     @app.evaluate()
     def evaluate_(message: Message, context: Context) -> Message:
         bench = _cache.bench(read_model_json(message.content))
-        split = DataStore(folder(context, DATA_DIR)).split()
-        check_fits(split, bench.spec.schema)
+        split = _split(DataStore(folder(context, DATA_DIR)), bench.spec)
         found, examples = bench.evaluate(read_arrays(message.content), split)
-        metrics = {"num-examples": examples, "eval_acc": found.accuracy, "eval_loss": min(found.loss, ENOUGH)}
+        metrics = {"num-examples": examples, "eval_acc": found.accuracy, "eval_loss": min(found.loss, MAX_LOSS)}
         return answer(message, metrics)
 
     return app
 
 
-def check_fits(split: Split, schema: InputSchema) -> None:
-    """Raises `Conflict` when the device's examples are not what the model takes."""
-    labels = np.concatenate([split.train_y, split.held_y])
-    if split.train_x.shape[1:] != schema.shape:
-        raise Conflict(
-            f"this device's examples have shape {list(split.train_x.shape[1:])}, the model takes {list(schema.shape)}"
-        )
-    if int(labels.max()) >= len(schema.classes):
-        raise Conflict(f"this device has label {int(labels.max())}, the model knows {len(schema.classes)} classes")
+def _split(store: DataStore, spec: ModelSpec) -> Split:
+    return store.split(shape=spec.schema.shape, classes=len(spec.schema.classes))
+
+
+def _memory(
+    store: DataStore, context: Context, spec: ModelSpec, size: int, rng: np.random.Generator
+) -> ReplayBuffer | None:
+    """The replay buffer, for a job that wants one."""
+    if not size:
+        return None
+    schema = spec.schema
+    return absorb(store, folder(context, STATE_DIR), size, rng, shape=schema.shape, classes=len(schema.classes))

@@ -4,45 +4,52 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.storage import DataStore, is_held_out
+from edge_agent.storage import Chunk, DataStore, is_held_out
 from shared.errors import Corrupt
 from shared.files import write_atomic
 from shared.learning.continual import ReplayBuffer
-from shared.learning.drift import MINIMUM, drift_score, input_statistics
+from shared.learning.drift import drift_score, input_statistics
 
 FILE = "replay.safetensors"
 _WINDOW = 512  # newest examples that drift is judged on
 
 
-def absorb(store: DataStore, folder: Path, capacity: int, rng: np.random.Generator) -> ReplayBuffer | None:
-    """The device's buffer after it has seen every stored training example; None while there are none.
+def absorb(
+    store: DataStore, folder: Path, capacity: int, rng: np.random.Generator, *, shape: tuple[int, ...], classes: int
+) -> ReplayBuffer:
+    """The device's buffer after it has seen every stored training example of this `shape`; of it what has a label below `classes`.
 
-    A buffer of another size, or one that cannot be read, is made anew from the store: nothing in it is the only copy.
+    A buffer of another size, one that cannot be read, or one that saw a file which was removed since, is made anew from the store:
+    nothing in it is the only copy.
     """
     path = folder / FILE
     chunks = store.chunks()
-    if not chunks:
-        return None
-    buffer = _load(path, capacity, chunks[0].read()[0].shape[1:])
-    before = buffer
+    before = buffer = _load(path, ReplayBuffer.empty(capacity, shape), {chunk.name for chunk in chunks})
     for chunk in chunks:
-        if chunk.name not in buffer.sources:
-            x, y = chunk.read()
-            kept = ~is_held_out(x)
-            buffer = buffer.add(x[kept], y[kept], rng, source=chunk.name)
+        if chunk.name in buffer.sources or (read := chunk.read()) is None or read[0].shape[1:] != shape:
+            continue
+        x, y = read
+        kept = ~is_held_out(x)
+        buffer = buffer.add(x[kept], y[kept], rng, source=chunk.name)
     if buffer is not before:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(path, buffer.to_bytes(), mode=0o600)
-    return buffer
+    return buffer.below(classes)
 
 
-def _load(path: Path, capacity: int, shape: tuple[int, ...]) -> ReplayBuffer:
-    empty = ReplayBuffer.empty(capacity, shape)
+def _load(path: Path, empty: ReplayBuffer, stored: set[str]) -> ReplayBuffer:
     try:
         buffer = ReplayBuffer.from_bytes(path.read_bytes())
     except (FileNotFoundError, Corrupt):
         return empty
-    return buffer if buffer.capacity == capacity and buffer.x.shape[1:] == shape else empty
+    alike = (buffer.capacity, buffer.x.shape[1:]) == (empty.capacity, empty.x.shape[1:])
+    return buffer if alike and stored.issuperset(buffer.sources) else empty
+
+
+def forget(state: Path) -> None:
+    """Drop the buffers of all apps, below the folder `state`: they hold copies of examples. The next training makes them anew."""
+    for path in state.glob(f"*/{FILE}"):
+        path.unlink(missing_ok=True)
 
 
 def drift_of(store: DataStore) -> float:
@@ -50,13 +57,15 @@ def drift_of(store: DataStore) -> float:
     chunks = store.chunks()
     if len(chunks) < 2:
         return 0.0
-    reference = input_statistics(chunks[0].read()[0])
-    later: list[np.ndarray] = []
+    reference = _statistics(chunks[0])
+    recent = reference[:0]
     for chunk in reversed(chunks[1:]):
-        later.insert(0, input_statistics(chunk.read()[0]))
-        if sum(map(len, later)) >= _WINDOW:
+        recent = np.concatenate([_statistics(chunk), recent])
+        if len(recent) >= _WINDOW:
             break
-    recent = np.concatenate(later)[-_WINDOW:]
-    if len(reference) < MINIMUM or len(recent) < MINIMUM:
-        return 0.0
-    return drift_score(reference, recent)
+    return drift_score(reference, recent[-_WINDOW:])
+
+
+def _statistics(chunk: Chunk) -> np.ndarray:
+    read = chunk.read()
+    return input_statistics(read[0]) if read is not None else np.zeros((0, 2))

@@ -4,19 +4,18 @@ MetricRecord "metrics".
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from shared.client_apps import C, read_settings
 from shared.errors import ConfigError, Malformed, UpdateRejected
 from shared.flower import reply_with, to_numpy
-from shared.settings import from_mapping
 
 ARRAYS, CONFIG, MODEL, METRICS = "arrays", "config", "model", "metrics"
 DATA_DIR, STATE_DIR = "data_dir", "state_dir"
-T = TypeVar("T")
 
 
 def read_arrays(content: RecordDict) -> dict[str, NDArray[Any]]:
@@ -27,13 +26,13 @@ def read_arrays(content: RecordDict) -> dict[str, NDArray[Any]]:
     return {name: to_numpy(array) for name, array in record.items()}
 
 
-def read_config(content: RecordDict, kind: type[T]) -> T:
-    """The ConfigRecord as a `kind`; names may be written with hyphens. Raises `Malformed`, also for unknown names."""
+def read_config(content: RecordDict, kind: type[C]) -> C:
+    """The ConfigRecord as a `kind`, by `read_settings`. Raises `Malformed`."""
     record = content.get(CONFIG, ConfigRecord())
     if not isinstance(record, ConfigRecord):
         raise Malformed(f"the record {CONFIG!r} is not a ConfigRecord")
     try:
-        return from_mapping(kind, {name.replace("-", "_"): value for name, value in record.items()}, where=CONFIG)
+        return read_settings(kind, record, where=CONFIG)
     except ConfigError as error:
         raise Malformed(error.message) from error
 

@@ -4,7 +4,6 @@ The state is `weight` (classes, features) and `bias` (classes,), zeros to start 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Context, Message
@@ -13,25 +12,12 @@ from numpy.typing import NDArray
 
 from edge_agent.client_app import Mod
 from edge_agent.client_app.records import DATA_DIR, answer, folder, read_arrays, read_config
-from edge_agent.storage import DataStore
-from shared.errors import UpdateRejected
+from edge_agent.storage import DataStore, Split
+from shared.client_apps import SoftmaxConfig
+from shared.errors import Conflict, UpdateRejected
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Config:
-    server_round: int = 0
-    lr: float = 0.1
-    epochs: int = 1
-    batch_size: int = 32
-    proximal_mu: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (0 < self.lr <= 100 and 1 <= self.epochs <= 1000 and self.batch_size >= 1 and self.proximal_mu >= 0):
-            raise ValueError("lr, epochs and batch_size are positive, proximal_mu is not negative")
 
 
 def build(mods: Sequence[Mod]) -> ClientApp:
@@ -39,8 +25,8 @@ def build(mods: Sequence[Mod]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        arrays, config = read_arrays(message.content), read_config(message.content, Config)
-        split = DataStore(folder(context, DATA_DIR)).split()
+        arrays, config = read_arrays(message.content), read_config(message.content, SoftmaxConfig)
+        split = _examples(context, arrays)
         held = (split.held_x, split.held_y) if len(split.held_y) else (split.train_x, split.train_y)
         before = measure(arrays, *held)
         after = descend(arrays, split.train_x, split.train_y, config, context.node_id)
@@ -51,23 +37,31 @@ def build(mods: Sequence[Mod]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        split = DataStore(folder(context, DATA_DIR)).split()
+        arrays = read_arrays(message.content)
+        split = _examples(context, arrays)
         held = (split.held_x, split.held_y) if len(split.held_y) else (split.train_x, split.train_y)
-        accuracy, loss = measure(read_arrays(message.content), *held)
+        accuracy, loss = measure(arrays, *held)
         return answer(message, {"num-examples": len(held[1]), "eval_acc": accuracy, "eval_loss": loss})
 
     return app
 
 
+def _examples(context: Context, arrays: dict[str, Floats]) -> Split:
+    classes = (
+        arrays["bias"].size if "bias" in arrays else None
+    )  # what is no softmax regression is refused when it is used
+    return DataStore(folder(context, DATA_DIR)).split(classes=classes)
+
+
 def measure(arrays: dict[str, Floats], x: Floats, y: Labels) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy."""
+    """Accuracy and mean cross-entropy. Raises `Conflict` when the state does not fit the examples."""
     shares = _softmax(_logits(arrays, x))
     picked = np.maximum(shares[np.arange(len(y)), y], 1e-12)
     return float(np.mean(shares.argmax(axis=1) == y)), float(-np.log(picked).mean())
 
 
-def descend(arrays: dict[str, Floats], x: Floats, y: Labels, config: Config, node: int = 0) -> dict[str, Floats]:
-    """New arrays. Raises `UpdateRejected` when the state does not fit the examples, or training diverged."""
+def descend(arrays: dict[str, Floats], x: Floats, y: Labels, config: SoftmaxConfig, node: int = 0) -> dict[str, Floats]:
+    """New arrays. Raises `Conflict` when the state does not fit the examples, `UpdateRejected` when training diverged."""
     rng = np.random.default_rng((config.seed, config.server_round, node))
     start = {name: array.astype(np.float32) for name, array in arrays.items()}
     now = dict(start)
@@ -92,7 +86,7 @@ def descend(arrays: dict[str, Floats], x: Floats, y: Labels, config: Config, nod
 def _logits(arrays: dict[str, Floats], x: Floats) -> Floats:
     flat = x.reshape(len(x), -1)
     if arrays.keys() != {"weight", "bias"} or arrays["weight"].shape != (len(arrays["bias"]), flat.shape[1]):
-        raise UpdateRejected(f"the state is not a softmax regression over {flat.shape[1]} features")
+        raise Conflict(f"the job's arrays are no softmax regression over this device's {flat.shape[1]} features")
     logits: Floats = flat @ arrays["weight"].T + arrays["bias"]
     return logits
 

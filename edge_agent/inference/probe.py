@@ -9,8 +9,8 @@ from edge_agent.inference.rpc import CLIENT_OPTIONS
 from edge_agent.runtimes.port import Array
 from protos import inference_pb2 as pb
 from protos.inference_pb2_grpc import GRPCInferenceServiceStub
-from shared.errors import Malformed
-from shared.rpc_errors import error_from_rpc
+from shared.errors import Malformed, ShoalError
+from shared.rpc_errors import typed_errors
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ class Probe:
     async def infer(self, model: str, x: Array, version: str = "") -> Answer:
         """`x`: a batch, cast to the model's type. Raises `NotFound`, `Malformed`, `Overloaded`, `Unavailable`."""
         try:
-            taken = self._inputs.get(model) or await self._input_of(model, version)
-            request = pb.ModelInferRequest(model_name=model, model_version=version)
-            request.inputs.add(name=taken.name, datatype=NAMES[taken.dtype], shape=x.shape)
-            request.raw_input_contents.append(x.astype(taken.dtype, copy=False).tobytes())
-            response = await self._stub.ModelInfer(request, timeout=self._timeout_s)
-        except grpc.aio.AioRpcError as error:
+            with typed_errors():
+                taken = self._inputs.get(model) or await self._input_of(model, version)
+                request = pb.ModelInferRequest(model_name=model, model_version=version)
+                request.inputs.add(name=taken.name, datatype=NAMES[taken.dtype], shape=x.shape)
+                request.raw_input_contents.append(x.astype(taken.dtype, copy=False).tobytes())
+                response = await self._stub.ModelInfer(request, timeout=self._timeout_s)
+        except ShoalError:
             self._inputs.pop(model, None)  # the model may have been replaced by one with another input
-            raise error_from_rpc(error) from error
+            raise
         outputs = outputs_of(response)
         if not outputs or not response.model_version.isdigit():
             raise Malformed(f"model {model!r} answered without outputs or without its version")

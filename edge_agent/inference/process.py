@@ -172,7 +172,7 @@ class InferenceProcess:
             lines = self.log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
-        return lines[-1].strip()[:300] if lines else ""
+        return lines[-1].strip().removeprefix("error: ")[:300] if lines else ""
 
 
 async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:

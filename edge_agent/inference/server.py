@@ -43,7 +43,7 @@ class OipListener:
             await server.start()
             self._server = server
             return
-        raise Unavailable(f"port {port} is taken by another program: free it, or give another one")
+        raise Unavailable(f"{HOST}:{port} is taken by another program: free it, or give another inference_port")
 
     async def stop(self, timeout_s: float) -> None:
         """Answers what is queued, refuses the rest, and frees the models."""

@@ -41,7 +41,9 @@ class Credentials:
     def __init__(self, folder: Path, clock: Clock) -> None:
         """Raises `NotFound` before enrolment, `Corrupt` for a damaged folder."""
         if not (folder / _ENROLMENT).exists():
-            raise NotFound("this device is not enrolled; run `edge-agent enroll --token TOKEN --coordinator HOST:PORT`")
+            raise NotFound(
+                "this device is not enrolled; run `edge-agent enroll --coordinator HOST:PORT --name NAME --token-file FILE`"
+            )
         self._folder = folder
         self._clock = clock
         try:
@@ -58,11 +60,6 @@ class Credentials:
     @property
     def device(self) -> DeviceId:
         return DeviceId(self.identity.device)
-
-    @property
-    def pair(self) -> Path:
-        """The folder of the present key and certificate."""
-        return self._folder / _CURRENT
 
     def renew_at(self) -> float:
         """When to renew, in seconds since the epoch."""

@@ -1,5 +1,6 @@
 """The first contact: the authority's certificate is believed only if it is the one that the join token names."""
 
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import grpc
 
 from edge_agent.link.channel import server_channel
 from protos.fleet.v1 import enrolment_pb2, enrolment_pb2_grpc
-from shared.errors import Unauthenticated, Unavailable
+from shared.errors import InputError, Malformed, Unauthenticated, Unavailable
 from shared.ids import digest_of
 from shared.rpc_errors import error_from_rpc
 from shared.signing.tokens import JoinToken
@@ -46,15 +47,9 @@ class Pending:
 def fetch_authority(address: str, token: JoinToken) -> bytes:
     """The fleet's CA certificate, DER, over a connection that nothing vouches for.
 
-    Raises `Unavailable`, and `Unauthenticated` when it is not the authority that the token names.
+    Raises `Unavailable`, `InputError` for the fleet port, and `Unauthenticated` when it is not the authority that the token names.
     """
-    host, _, port = address.rpartition(":")
-    try:
-        leaf = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port)), timeout=_CONNECT_S))
-    except (OSError, ValueError) as error:
-        raise Unavailable(
-            f"no coordinator answers at {address}; is the enrolment port right?", detail=str(error)
-        ) from error
+    leaf = _shown_certificate(address)
     with server_channel(address, leaf) as channel:
         stub = enrolment_pb2_grpc.EnrolmentStub(channel)
         try:
@@ -68,8 +63,40 @@ def fetch_authority(address: str, token: JoinToken) -> bytes:
     return bytes(answer.ca_certificate_der)
 
 
+def _shown_certificate(address: str) -> bytes:
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the token vouches for what comes over it
+    context.set_alpn_protocols(["h2"])
+    try:
+        plain = socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S)
+        with plain, context.wrap_socket(plain, server_hostname=host.strip("[]")) as connection:
+            shown, greeted = connection.getpeercert(binary_form=True), _is_greeted(connection)
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            f"no coordinator answers at {address}; is the enrolment port right?", detail=str(error)
+        ) from error
+    if shown is None or not greeted:
+        raise InputError(
+            f"{address} takes no device without a certificate, as a coordinator's fleet port does; give its enrolment port,"
+            " 7450 unless it was set otherwise"
+        )
+    return shown
+
+
+def _is_greeted(connection: ssl.SSLSocket) -> bool:
+    """A gRPC server speaks first (its SETTINGS, RFC 9113, 3.4). In TLS 1.3 one that wants a certificate hangs up only now."""
+    try:
+        return bool(connection.recv(1))
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
 def apply(address: str, ca_der: bytes, application: Application) -> Issued | Pending:
-    """Spend the token. Repeating it with the same key changes nothing. Raises what the coordinator answers, `Unavailable`."""
+    """Spend the token. Repeating it with the same key changes nothing.
+
+    Raises what the coordinator answers, `InputError` where it cannot read what a person gave, `Unavailable`.
+    """
     request = enrolment_pb2.EnrolRequest(
         token=application.token.text,
         csr_der=application.csr_der,
@@ -82,7 +109,8 @@ def apply(address: str, ca_der: bytes, application: Application) -> Issued | Pen
         try:
             answer = stub.Enrol(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
+            known = error_from_rpc(error)
+            raise (InputError(known.message) if isinstance(known, Malformed) else known) from error
     if answer.state == enrolment_pb2.EnrolResponse.PENDING_APPROVAL:
         return Pending(answer.device_id)
     return Issued(answer.device_id, answer.certificate_der, answer.fleet_address, answer.tuf_root_json)

@@ -138,9 +138,7 @@ class Link:
     async def _session(self, backoff: Backoff) -> ShoalError | None:
         try:
             self._channel = fleet_channel(self._settings.address, self._credentials.identity, self._credentials.ca_der)
-            self._outgoing = asyncio.Queue(
-                _MAX_QUEUED
-            )  # first: what happens from here on is in the opening, or follows it
+            self._outgoing = asyncio.Queue(_MAX_QUEUED)  # what happens from here on is in the opening, or follows it
             opening = await self._opening()
             call = session_pb2_grpc.SessionStub(self._channel).Attach()
             writer = asyncio.create_task(_write(call, opening, self._outgoing), name="session writer")

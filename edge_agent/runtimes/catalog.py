@@ -44,4 +44,4 @@ def measure(session: Session, inputs: Mapping[str, Array], repeats: int) -> Late
         session.run(inputs)
         times[index] = time.perf_counter() - start
     p50, p99 = np.percentile(times * 1e3, (50, 99))
-    return Latency(float(p50), float(p99), float(times.mean() * 1e3), repeats)
+    return Latency(float(p50), float(p99))

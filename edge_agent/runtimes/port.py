@@ -27,12 +27,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of `repeats` runs, in milliseconds."""
+    """Wall time of a run, in milliseconds."""
 
     p50_ms: float
     p99_ms: float
-    mean_ms: float
-    repeats: int
 
 
 class Session(Protocol):

@@ -48,10 +48,6 @@ class InlineTrainer:
             except TimeoutError:
                 raise DeadlineExceeded(f"the trainer did not finish within {request.timeout_s:g} s") from None
 
-    async def warm(self, client_app: str = "") -> None:
-        async with self._turn:
-            await self._in_thread(lambda: self._worker.warm(client_app))
-
     async def release(self) -> None:
         async with self._turn:
             await self._in_thread(self._worker.forget)

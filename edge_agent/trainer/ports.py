@@ -90,10 +90,6 @@ class TrainerPort(Protocol):
         """Raises what `edge_agent.trainer.specialise` raises, `ChildFailed`, `DeadlineExceeded`."""
         ...
 
-    async def warm(self, client_app: str = "") -> None:
-        """Be ready for tasks. Raises `ChildFailed`."""
-        ...
-
     async def release(self) -> None:
         """Let go of memory until the next request. Keys of unfinished secure rounds are lost with it."""
         ...

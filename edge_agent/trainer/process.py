@@ -18,14 +18,13 @@ from edge_agent.trainer import wire
 from edge_agent.trainer.ports import APP_CRASHED, LocalTask, SpecialiseRequest, TaskOutcome
 from edge_agent.trainer.variant import Variant, read_variant
 from edge_agent.trainer.worker import WorkerSettings, settings_to_json
-from protos.edge.v1 import trainer_pb2, trainer_pb2_grpc
+from protos.edge.v1 import trainer_pb2_grpc
 from shared.errors import ChildFailed, DeadlineExceeded, ShoalError, Unavailable
 from shared.rpc_errors import error_from_rpc
 from shared.session import NODE_UNAVAILABLE
 
 _log = structlog.get_logger()
 _START_S = 60.0
-_OPTIONS = (("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20))
 T = TypeVar("T")
 
 
@@ -51,7 +50,6 @@ class ProcessTrainer:
         self._limits = limits
         self._turn = asyncio.Lock()
         self._child: _Child | None = None
-        self.starts = 0
 
     @property
     def pid(self) -> int | None:
@@ -75,10 +73,6 @@ class ProcessTrainer:
             message = wire.request_to_proto(request)
             await self._ask(lambda stub: stub.Specialise(message), request.timeout_s)
         return await asyncio.to_thread(read_variant, request.out_dir)
-
-    async def warm(self, client_app: str = "") -> None:
-        async with self._turn:
-            await self._ask(lambda stub: stub.Warm(trainer_pb2.WarmRequest(client_app=client_app)), _START_S)
 
     async def release(self) -> None:
         async with self._turn:
@@ -108,10 +102,10 @@ class ProcessTrainer:
             if isinstance(known, ChildFailed):  # out of memory, or half imported: begin afresh
                 await self._end()
             raise known from error
-        except BaseException:
-            await (
-                self._end()
-            )  # whoever asked has gone, and a client app cannot be interrupted; the next task starts another
+        except (
+            BaseException
+        ):  # whoever asked has gone, and a client app cannot be interrupted; the next task starts another
+            await self._end()
             raise
 
     async def _present(self) -> _Child:
@@ -135,8 +129,7 @@ class ProcessTrainer:
                 "RUST_BACKTRACE": "0",  # printing one needs memory, and a panic for want of memory then never ends
             },
         )
-        self.starts += 1
-        channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=_OPTIONS)
+        channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=wire.CHANNEL_OPTIONS)
         self._child = _Child(process, channel, trainer_pb2_grpc.TrainerStub(channel))
         assert process.stdout is not None  # noqa: S101  # it was opened as a pipe
         try:

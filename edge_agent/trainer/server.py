@@ -29,11 +29,6 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             self._worker.specialise(wire.request_from_proto(request))
             return trainer_pb2.SpecialiseResponse()
 
-    def Warm(self, request: trainer_pb2.WarmRequest, context: Any) -> trainer_pb2.WarmResponse:
-        with _statuses(context):
-            self._worker.warm(request.client_app)
-            return trainer_pb2.WarmResponse()
-
 
 @contextlib.contextmanager
 def _statuses(context: Any) -> Iterator[None]:
@@ -57,7 +52,7 @@ def start(worker: Worker, socket: Path) -> grpc.Server:
     """Listening when it returns. One thread: torch is not to be used by two at once, and keys belong to one."""
     server = grpc.server(
         futures.ThreadPoolExecutor(1, thread_name_prefix="trainer"),
-        options=(("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)),
+        options=wire.CHANNEL_OPTIONS,
     )
     trainer_pb2_grpc.add_TrainerServicer_to_server(TrainerServicer(worker), server)
     socket.unlink(missing_ok=True)

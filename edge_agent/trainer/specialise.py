@@ -12,16 +12,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.judge import Evidence
+from edge_agent.judge import judge as refusal_of
 from edge_agent.runtimes import Runtime, Session, available, measure
 from edge_agent.storage import Split
 from edge_agent.trainer.variant import Measured, Variant, write_variant
-from shared.bundle import Bundle, Signed, read_bundle
+from shared.bundle import Bundle
 from shared.errors import Malformed, ShoalError, Unsupported
 from shared.files import write_atomic
 from shared.ids import digest_of
 from shared.learning.graph import INPUT, OUTPUT, check_graph
 from shared.learning.measure import Agreement, Evaluation, agreement, judge, probe_candidates
 from shared.learning.profile import Profile
+from shared.session import Gate
 
 Floats = NDArray[np.float32]
 _REPEATS_ONE, _REPEATS_BATCH = 40, 10
@@ -29,15 +32,6 @@ _CHECKED = 256  # held-out examples that int8 and fake-quantized answers are com
 _CALIBRATION = 512
 _SCRATCH = "candidate.onnx"
 _CLEARLY_FASTER = 0.95  # a runtime further down the profile's list must be this much quicker
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """As a rollout's gate has it. Shares, not per cent."""
-
-    max_logit_difference: float = 1.0
-    min_top1_agreement: float = 0.97
-    accuracy_budget: float = 0.02  # what the local graph may lose against the shipped one on held-out examples
 
 
 @dataclass(frozen=True)
@@ -60,32 +54,30 @@ class _Found:
 
 
 def specialise(
-    bundle_dir: Path,
-    data: Split,
+    bundle: Bundle,
+    data: Split | None,
     profile: Profile,
     out_dir: Path,
     *,
+    gate: Gate,
     recovery_batches: int = 20,
     seed: int = 0,
-    requantize: bool = True,
-    tolerance: Tolerance | None = None,
-    expected: Mapping[str, Signed] | None = None,
     runtimes: Mapping[str, Runtime] | None = None,
 ) -> Variant:
-    """Writes `out_dir` (variant.json, model.onnx), whole or not at all.
+    """Writes `out_dir` (variant.json, model.onnx), whole or not at all. `data`: None for a device without examples, which takes
+    the release's own graph.
 
-    When the local graph misses the tolerance, or cannot be made, the shipped one is taken and the reason recorded. Raises
-    `Malformed`, `DigestMismatch` or `NotFound` for a bundle that is no good, `Unsupported` when no runtime here answers as
-    the bundle says or the graph is over the profile's size budget, `Conflict` if `out_dir` exists, `StorageFull`.
+    When the local graph does not pass the gate, or cannot be made, the shipped one is taken and the reason recorded. Raises
+    `Malformed` for a bundle that is no good, `Unsupported` when no runtime here answers as the bundle says or the graph is over
+    the profile's size budget, `Conflict` if `out_dir` exists, `StorageFull`.
     """
-    judged = tolerance or Tolerance()
-    bundle = read_bundle(bundle_dir, expected)
     _check_budget(bundle.graph, profile)
     usable = _usable(profile, available() if runtimes is None else runtimes)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(usable, profile, data, judged, out_dir.with_name(f".{out_dir.name}.{_SCRATCH}"))
+    scratch = out_dir.with_name(f".{out_dir.name}.{_SCRATCH}")
+    bench = _Bench(usable, profile, data or _patterns(bundle), gate, scratch)
     reason = ""
-    if requantize:
+    if gate.requantize and data is not None:
         try:
             local = _requantized(bundle, data, profile, recovery_batches, seed)
             found = bench.judge(local)
@@ -95,6 +87,12 @@ def specialise(
             reason = error.message
     shipped = _shipped(bundle)
     return write_variant(out_dir, _variant(shipped, bench.judge(shipped), profile, 0, reason), shipped.graph)
+
+
+def _patterns(bundle: Bundle) -> Split:
+    """What the runtimes are timed on where there are no examples."""
+    x = probe_candidates(bundle.spec.schema)
+    return Split(x, np.zeros(len(x), np.int64), x[:0], np.zeros(0, np.int64))
 
 
 def _check_budget(graph: bytes, profile: Profile) -> None:
@@ -151,16 +149,16 @@ class _Bench:
     """Runs candidates on this device's runtimes. The scratch file is gone after each use."""
 
     def __init__(
-        self, runtimes: Mapping[str, Runtime], profile: Profile, data: Split, tolerance: Tolerance, scratch: Path
+        self, runtimes: Mapping[str, Runtime], profile: Profile, data: Split, gate: Gate, scratch: Path
     ) -> None:
         self._runtimes = runtimes
         self._profile = profile
         self._data = data
-        self._tolerance = tolerance
+        self._gate = gate
         self._scratch = scratch
 
     def judge(self, candidate: _Candidate) -> _Found:
-        """The fastest runtime within tolerance. Raises `Unsupported` if there is none."""
+        """The fastest runtime that passes the gate. Raises `Unsupported` if there is none."""
         write_atomic(self._scratch, candidate.graph)
         try:
             tried = [self._try(name, runtime, candidate) for name, runtime in self._runtimes.items()]
@@ -185,11 +183,11 @@ class _Bench:
             other = self.judge(shipped).evaluation
         except Unsupported:
             return
-        if other is not None and found.evaluation.accuracy < other.accuracy - self._tolerance.accuracy_budget:
-            raise Unsupported(
-                f"the local graph answers {found.evaluation.accuracy:.1%} of held-out examples right, "
-                f"the shipped one {other.accuracy:.1%}"
-            )
+        if other is None:
+            return
+        seen = Evidence(other.accuracy, found.evaluation.accuracy, held_out=len(self._data.held_y))
+        if reason := refusal_of(self._gate, seen):
+            raise Unsupported(f"against the shipped graph the local one's {reason}")
 
     def _try(self, name: str, runtime: Runtime, candidate: _Candidate) -> _Found:
         try:
@@ -234,13 +232,8 @@ class _Bench:
     def _refusal(self, fit: Agreement | None) -> str:
         if fit is None:
             return ""
-        if fit.max_logit_difference > self._tolerance.max_logit_difference:
-            return (
-                f"logits differ by {fit.max_logit_difference:.3g}, {self._tolerance.max_logit_difference:.3g} allowed"
-            )
-        if fit.top1_agreement < self._tolerance.min_top1_agreement:
-            return f"{fit.top1_agreement:.1%} of answers agree, {self._tolerance.min_top1_agreement:.1%} needed"
-        return ""
+        seen = Evidence(max_logit_difference=fit.max_logit_difference, top1_agreement=fit.top1_agreement)
+        return refusal_of(self._gate, seen)
 
 
 def _variant(

@@ -8,6 +8,8 @@ from shared.errors import Malformed
 from shared.ids import Digest, TaskId
 from shared.session import Gate
 
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20))
+
 
 def piece_to_proto(piece: Piece) -> pb.Piece:
     if piece.path is None:

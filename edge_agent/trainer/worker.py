@@ -63,13 +63,6 @@ class Worker:
         self._measured: dict[str, float] = {}
         self._outgoing = FolderBlobs(settings.outgoing, durable=False)
 
-    def warm(self, client_app: str = "") -> None:
-        """Import what a task will need. Raises `NotFound` for an app that is not installed."""
-        import shared.flower  # noqa: F401
-
-        if client_app:
-            self._app(client_app, plain_allowed=False)
-
     def forget(self) -> None:
         self._contexts.clear()
         self._apps.clear()
@@ -180,34 +173,27 @@ class Worker:
     # ---- releases
 
     def specialise(self, request: SpecialiseRequest) -> Variant:
-        """Raises what `edge_agent.trainer.specialise` raises. A device without examples takes the release's own graph."""
+        """Raises what `edge_agent.trainer.specialise` and `shared.bundle.read_bundle` raise, `Conflict` when this device has
+        examples and none is of the model's kind."""
         from edge_agent.storage import DataStore
-        from edge_agent.trainer.specialise import Tolerance, specialise
-        from shared.learning.examples import Split
+        from edge_agent.trainer.specialise import specialise
+        from shared.bundle import read_bundle
 
-        requantize = request.gate.requantize
+        bundle = read_bundle(request.bundle_dir, request.files)
+        schema = bundle.spec.schema
         try:
-            data = DataStore(self._settings.data).split()
+            data = DataStore(self._settings.data).split(shape=schema.shape, classes=len(schema.classes))
         except NotFound:
-            requantize = False
-            questions = _questions(request.bundle_dir)
-            labels = [0] * len(questions)
-            import numpy as np
-
-            data = Split(questions, np.array(labels, np.int64), questions[:0], np.array([], np.int64))
+            data = None
         begun = time.perf_counter()
         variant = specialise(
-            request.bundle_dir,
+            bundle,
             data,
             read_profile(self._settings.home / PROFILE_FILE),
             request.out_dir,
+            gate=request.gate,
             recovery_batches=request.recovery_batches,
             seed=request.seed,
-            requantize=requantize,
-            tolerance=Tolerance(
-                request.gate.max_logit_difference, request.gate.min_top1_agreement, request.gate.accuracy_budget
-            ),
-            expected=request.files,
         )
         _log.info(
             "release specialised",
@@ -217,14 +203,6 @@ class Worker:
             seconds=round(time.perf_counter() - begun, 2),
         )
         return variant
-
-
-def _questions(bundle_dir: Path) -> Any:
-    """Patterns that fit the model, for a device without examples."""
-    from shared.bundle import read_bundle
-    from shared.learning.measure import probe_candidates
-
-    return probe_candidates(read_bundle(bundle_dir).spec.schema)
 
 
 def settings_to_json(settings: WorkerSettings) -> Mapping[str, Any]:

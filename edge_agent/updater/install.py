@@ -190,17 +190,15 @@ class Installation:
             await self._tools.inference.slots.load(spec)
 
     async def _questions(self) -> Questions:
-        """Held-out examples; patterns of the right shape where this device has none."""
+        """Held-out examples that the model takes; patterns of the right shape where this device has no examples."""
+        schema = ModelDescription.from_json((self._bundle_dir / "model.json").read_bytes()).schema
         try:
-            split = await asyncio.to_thread(self._tools.data.split)
+            split = await asyncio.to_thread(self._tools.data.split, shape=schema.shape, classes=len(schema.classes))
         except NotFound:
-            split = None
-        if split is not None and len(split.held_y):
+            return patterns(schema.shape)
+        if len(split.held_y):
             return Questions(split.held_x[:MAX_EXAMPLES], split.held_y[:MAX_EXAMPLES])
-        if split is not None:
-            return Questions(split.train_x[:MAX_EXAMPLES], None)
-        description = ModelDescription.from_json((self._bundle_dir / "model.json").read_bytes())
-        return patterns(description.schema.shape)
+        return Questions(split.train_x[:MAX_EXAMPLES], None)
 
     async def _judge(self, questions: Questions, variant: Variant) -> None:
         model, release, limit = self._order.model, str(self._order.release), self._tools.profile.max_batch

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -111,10 +110,9 @@ def _raise_if_gone(error: ShoalError) -> None:
 
 async def _patiently(probe: Probe, model: str, x: X, version: str) -> Answer:
     """A full queue means that applications are served first."""
-    ask: Callable[[], Awaitable[Answer]] = lambda: probe.infer(model, x, version)  # noqa: E731
     for _ in range(_BUSY_TRIES):
         try:
-            return await ask()
+            return await probe.infer(model, x, version)
         except Overloaded:
             await asyncio.sleep(_BUSY_S)
-    return await ask()
+    return await probe.infer(model, x, version)

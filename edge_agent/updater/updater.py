@@ -228,9 +228,7 @@ class Updater:
         model, release = record.order.model, record.order.release
         try:
             catalogue = self._believed()
-            if not catalogue.is_withdrawn(
-                model, release
-            ):  # never journalled as verified; but nothing else is asked twice here
+            if not catalogue.is_withdrawn(model, release):  # asked once more: this process may have been another then
                 raise Untrusted(f"release {model}:{release} was not withdrawn by those who sign releases")
         except Untrusted as error:
             return _End(InstallEvent.REFUSE, error.message)

@@ -53,6 +53,11 @@ class ReplayBuffer:
                 kept_x[place], kept_y[place] = x[offset], y[offset]
         return ReplayBuffer(self.capacity, kept_x, kept_y, self.seen + len(y), sources)
 
+    def below(self, classes: int) -> "ReplayBuffer":
+        """Without the examples whose label is none of so many classes: a model of fewer cannot be asked them. To sample from."""
+        known = self.y < classes
+        return ReplayBuffer(self.capacity, self.x[known], self.y[known], int(known.sum()), self.sources)
+
     def sample(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """`count` examples, different ones as far as the buffer goes."""
         chosen = rng.choice(len(self), size=min(count, len(self)), replace=False)

@@ -6,6 +6,7 @@ copies of one example are all on one side.
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ X = NDArray[np.float32]
 Y = NDArray[np.int64]
 HELD_OUT_SHARE = 0.2
 MAX_LABEL = 1_000_000
+_WRITE = "write it with numpy.savez(file, x=x, y=y) from arrays of numbers"
 _THRESHOLD = int(HELD_OUT_SHARE * 2**64)
+# The last is for encryption and for compressions that are not known.
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, or a compression unknown here
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ def check_examples(x: NDArray[Any], y: NDArray[Any]) -> tuple[X, Y]:
     """As float32 and int64. Raises `Malformed`."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise Malformed(f"y holds one integer label an example, not {y.dtype} {list(y.shape)}")
+    if x.dtype.kind in "iub":
+        raise Malformed(
+            f"x is {x.dtype}: make it floats in the units that the model takes, for images most often"
+            " x.astype(numpy.float32) / 255"
+        )
     if x.ndim < 2 or x.dtype.kind != "f" or len(x) != len(y):
         raise Malformed(f"x holds one float array for each of the {len(y)} labels, not {x.dtype} {list(x.shape)}")
     if not len(y) or not x[0].size:
@@ -74,13 +83,28 @@ def load_file(path: Path) -> tuple[X, Y]:
         raise NotFound(f"no file {path}")
     try:
         if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                x, y = archive["x"], archive["y"]
+            x, y = _from_archive(path)
         elif path.suffix == ".safetensors":
             arrays = load(path.read_bytes())
             x, y = arrays["x"], arrays["y"]
         else:
-            raise Malformed(f"{path.name} is neither .npz nor .safetensors")
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, SafetensorError) as error:
+            raise Malformed(f"{path.name} is neither .npz nor .safetensors: {_WRITE}")
+    except (ValueError, KeyError, EOFError, OSError, SafetensorError, *_BAD_ARCHIVE) as error:
         raise Malformed(f"{path.name} holds no arrays x and y that can be read", detail=str(error)[:200]) from error
-    return check_examples(x, y)
+    try:
+        return check_examples(x, y)
+    except Malformed as error:
+        raise Malformed(f"{path.name}: {error.message}") from error
+
+
+def _from_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Raises `Malformed` in words of our own where NumPy's advise to load what may run code."""
+    if not zipfile.is_zipfile(path):
+        raise Malformed(f"{path.name} is no .npz archive: {_WRITE}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["x"], archive["y"]
+    except ValueError as error:
+        raise Malformed(
+            f"{path.name} holds pickled objects, which are never loaded, or broken arrays: {_WRITE}"
+        ) from error

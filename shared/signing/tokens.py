@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from shared.errors import Malformed
 from shared.ids import digest_of
 
-_PREFIX = "shoal1."
+PREFIX = "shoal1."
 _LENGTH = 8 + 16 + 32 + 4
 
 
@@ -37,15 +37,15 @@ class JoinToken:
     @property
     def text(self) -> str:
         body = bytes.fromhex(self.id) + self.secret + bytes.fromhex(self.fingerprint)
-        return _PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
+        return PREFIX + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
 
     @classmethod
     def parse(cls, text: str) -> "JoinToken":
         """Raises `Malformed`, which says what happened to it."""
         text = text.strip()
-        if not text.startswith(_PREFIX):
+        if not text.startswith(PREFIX):
             raise Malformed("not a join token: it begins with shoal1.")
-        encoded = text.removeprefix(_PREFIX)
+        encoded = text.removeprefix(PREFIX)
         try:
             raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as error:

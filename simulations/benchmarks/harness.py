@@ -99,15 +99,14 @@ def publish(name: str, figures: Sequence[Figure], *, folder: Path = RESULTS) -> 
 
 
 def _plot(name: str, figures: Sequence[Figure], path: Path) -> None:
-    """Bars, one panel a unit; a peer's value beside ours, on a logarithmic axis where they are far apart."""
+    """Bars, one panel a unit; a peer's values below ours, on a logarithmic axis where they are far apart."""
     from matplotlib.figure import Figure as Canvas
 
     units = list(dict.fromkeys(one.unit for one in figures))
-    canvas = Canvas(figsize=(8, 0.9 + 0.9 * len(figures)), layout="constrained")
-    heights = [sum(2 if one.peer else 1 for one in figures if one.unit == unit) for unit in units]
-    panels = canvas.subplots(len(units), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for panel, unit in zip(panels, units, strict=True):
-        bars = [bar for one in figures if one.unit == unit for bar in _bars(one)]
+    rows = [_bars([one for one in figures if one.unit == unit]) for unit in units]
+    canvas = Canvas(figsize=(8, 1.2 + 0.55 * sum(map(len, rows))), layout="constrained")
+    panels = canvas.subplots(len(units), 1, squeeze=False, height_ratios=list(map(len, rows)))[:, 0]
+    for panel, unit, bars in zip(panels, units, rows, strict=True):
         labels, values, colours = zip(*reversed(bars), strict=True)
         drawn = panel.barh(range(len(bars)), values, color=colours)
         panel.bar_label(drawn, labels=[f"{value:.3g}" for value in values], padding=3)
@@ -116,12 +115,16 @@ def _plot(name: str, figures: Sequence[Figure], path: Path) -> None:
         positive = [value for value in values if value > 0]
         if positive and max(positive) > 20 * min(positive):
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.set_xlabel(f"{unit}, logarithmic")
         panel.margins(x=0.15)
         panel.spines[["top", "right"]].set_visible(False)
     canvas.suptitle(name)
     canvas.savefig(path, dpi=120)
 
 
-def _bars(one: Figure) -> list[tuple[str, float, str]]:
-    ours = (one.name, one.value, "#1f77b4")
-    return [ours] if one.peer is None or one.peer_value is None else [ours, (one.peer, one.peer_value, "#9a9a9a")]
+def _bars(figures: Sequence[Figure]) -> list[tuple[str, float, str]]:
+    """(label, value, colour); a peer that several figures share stands there once."""
+    ours = [(one.name, one.value, "#1f77b4") for one in figures]
+    peers = {(one.peer, one.peer_value): None for one in figures}
+    return ours + [(name, value, "#9a9a9a") for name, value in peers if name is not None and value is not None]

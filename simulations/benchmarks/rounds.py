@@ -3,6 +3,10 @@
 Four agents, one million float32 parameters, a ClientApp that returns its input, ten rounds: what is left is the system's own cost.
 Equal plain updates are equal blobs, and our store takes one of them for all; so plain rounds are measured again with updates that
 differ from device to device, as real ones do. In secret they always do.
+
+\b
+python simulations/benchmarks/rounds.py               about three minutes, two of them Flower's
+python simulations/benchmarks/rounds.py --rounds 3
 """
 
 import asyncio
@@ -102,8 +106,8 @@ async def measure(rounds: int) -> list[Figure]:
     return figures
 
 
-@click.command(help=__doc__)
-@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(min=2))
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(min=2), help="Rounds each way.")
 def main(rounds: int) -> None:
     publish("rounds", asyncio.run(measure(rounds)))
 

@@ -20,6 +20,7 @@ def list_(as_json: bool) -> None:
     """
     import json
 
+    from coordinator.cli.render import print_table, size
     from simulations.data import SOURCES, is_here
 
     if as_json:
@@ -36,9 +37,14 @@ def list_(as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows, indent=2))
         return
-    for one in SOURCES.values():
-        here = "here" if is_here(one.name) else f"{one.package.size / 1e6:.1f} MB"
-        click.echo(f"{one.name:<20}{here:>9}  {one.about} ({one.licence})")
+    columns = [
+        ("NAME", lambda one: one.name),
+        ("SIZE", lambda one: size(one.package.size)),
+        ("HERE", lambda one: "yes" if is_here(one.name) else "no"),
+        ("LICENCE", lambda one: one.licence),
+        ("ABOUT", lambda one: one.about),
+    ]
+    print_table(SOURCES.values(), columns, empty="no data sets")
 
 
 @data.command()

@@ -23,7 +23,7 @@ def demo(devices: int, rounds: int, rate: float, seed: int, report: Path, plain:
     from rich.console import Console
 
     from simulations import report as reports
-    from simulations.console import PlainScreen, screen, show_closing
+    from simulations.console import screen, show_closing
     from simulations.demo import Options, run_demo
     from simulations.fleet import Fleet, settle, workplace
 
@@ -32,7 +32,7 @@ def demo(devices: int, rounds: int, rate: float, seed: int, report: Path, plain:
     with workplace(keep=keep) as root:
         if keep:
             console.print(f"homes and logs stay in {root}", soft_wrap=True)
-        with PlainScreen(console) if plain else screen(console) as shown:
+        with screen(console, plain=plain) as shown:
             outcome, answers = settle(run_demo(options, shown, Fleet(root, options.names)))
             shown.step(8, "before and after")
         page = reports.write(report, outcome, answers)

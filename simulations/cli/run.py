@@ -23,7 +23,7 @@ def run(scenario: str, report: Path | None, plain: bool, keep: bool) -> int:
     from rich.console import Console
 
     from simulations import run as runs
-    from simulations.console import PlainScreen, check_lines, screen
+    from simulations.console import check_lines, screen
     from simulations.fleet import settle, workplace
 
     console = Console()
@@ -31,7 +31,7 @@ def run(scenario: str, report: Path | None, plain: bool, keep: bool) -> int:
     with workplace(keep=keep) as root:
         if keep:
             console.print(f"homes and logs stay in {root}", soft_wrap=True)
-        with PlainScreen(console) if plain else screen(console) as shown:
+        with screen(console, plain=plain) as shown:
             story = settle(runs.run_scenario(wanted, shown, root))
     for line in check_lines(story.checks):
         console.print(line, soft_wrap=True)

@@ -1,6 +1,7 @@
 """What every store of blobs must do: in memory, in a folder, under an fsspec URL."""
 
 import errno
+import math
 import os
 import resource
 import uuid
@@ -10,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.blobs import Blobs, FolderBlobs, MemoryBlobs
-from shared.errors import DigestMismatch, Malformed, NotFound, StorageFull, Unavailable
+from shared.errors import ConfigError, DigestMismatch, Malformed, NotFound, StorageFull, Unavailable
 from shared.ids import Digest, digest_of
-from shared.remote_blobs import FsspecBlobs
+from shared.remote_blobs import open_blobs
 from shared.spilling import SpillingBlobs
 
 KINDS: dict[str, Callable[[Path], Blobs]] = {
@@ -27,9 +28,13 @@ KINDS: dict[str, Callable[[Path], Blobs]] = {
     "spilling": lambda folder: SpillingBlobs(FolderBlobs(folder / "blobs", durable=False), memory_bytes=1 << 20),
     "spilling, little room": lambda folder: SpillingBlobs(FolderBlobs(folder / "blobs", durable=False), memory_bytes=5),
     "spilling, no room": lambda folder: SpillingBlobs(FolderBlobs(folder / "blobs", durable=False), memory_bytes=0),
-    "fsspec, local": lambda folder: FsspecBlobs(f"file://{folder}/remote", folder / "staging"),
-    "fsspec, memory": lambda folder: FsspecBlobs(f"memory://{uuid.uuid4().hex}", folder / "staging"),
+    "a folder by URL": lambda folder: open_blobs(f"file://{folder}/remote", folder / "staging"),
+    "fsspec, memory": lambda folder: in_memory(folder / "staging"),
 }
+
+
+def in_memory(staging: Path) -> Blobs:
+    return open_blobs(f"memory://{uuid.uuid4().hex}", staging)
 
 
 @pytest.fixture(params=KINDS)
@@ -252,7 +257,11 @@ def test_a_folder_survives_a_restart(tmp_path: Path) -> None:
 # ---- disks and networks that fail
 
 
-BROKEN = OSError(errno.ECONNRESET, "connection reset by peer")
+class ClientError(Exception):
+    """As botocore, Azure's and others have them: of no base class that we know."""
+
+
+BROKEN = (OSError(errno.ECONNRESET, "connection reset by peer"), ClientError("SlowDown\nretry later"))
 CALLS: dict[str, Callable[[Blobs, Digest], object]] = {
     "has": lambda blobs, digest: blobs.has(digest),
     "size": lambda blobs, digest: blobs.size(digest),
@@ -264,22 +273,83 @@ CALLS: dict[str, Callable[[Blobs, Digest], object]] = {
 }
 
 
+@pytest.mark.parametrize("broken", BROKEN, ids=["of the system", "of a library"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_remote_store_that_fails_is_unavailable_and_nothing_worse(
-    call: Callable[[Blobs, Digest], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Callable[[Blobs, Digest], object], broken: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blobs = FsspecBlobs(f"memory://{uuid.uuid4().hex}", tmp_path)
+    blobs = in_memory(tmp_path)
     digest = blobs.write(b"weights")
 
     def fails(*_: object, **__: object) -> None:
-        raise BROKEN
+        raise broken
 
     for name in ("isfile", "size", "open", "pipe_file", "rm_file", "glob"):
         monkeypatch.setattr(MemoryFileSystem, name, fails)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="is tried again"):
         call(blobs, digest)
     monkeypatch.undo()
     assert blobs.read(digest) == b"weights"
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=["of the system", "of a library"])
+def test_a_remote_store_that_fails_in_the_middle_of_a_blob_is_unavailable_too(
+    broken: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = in_memory(tmp_path)
+    digest = blobs.write(b"weights")
+
+    def fails(*_: object) -> None:
+        raise broken
+
+    with blobs.open(digest, 2) as file:
+        monkeypatch.setattr(MemoryFile, "read", fails)
+        with pytest.raises(Unavailable):
+            file.read(3)
+        monkeypatch.undo()
+        assert file.read(3) == b"igh"
+
+
+def test_half_a_blob_in_a_remote_store_is_replaced_by_the_whole(tmp_path: Path) -> None:
+    root, digest = uuid.uuid4().hex, digest_of(b"weights")
+    blobs = open_blobs(f"memory://{root}", tmp_path)
+    blobs.write(b"weights")
+    MemoryFileSystem().pipe_file(f"/{root}/{digest[:2]}/{digest}", b"wei")
+    assert blobs.size(digest) == 3
+
+    assert blobs.write(b"weights") == digest
+    assert blobs.read(digest) == b"weights"
+
+
+def test_a_folder_by_url_holds_whole_blobs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = open_blobs(f"file://{tmp_path}/blobs", tmp_path / "staging")
+    assert isinstance(blobs, FolderBlobs)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        blobs.write(b"weights")
+    monkeypatch.undo()
+    assert list(blobs.digests()) == []
+
+    half = blobs.path(digest_of(b"weights")).with_name(".weights.0123.tmp")  # of a process that was killed harder
+    half.write_bytes(b"wei")
+    blobs.append(digest_of(b"other"), 0, b"oth")
+    kept = blobs.write(b"weights")
+    blobs.sweep(before=0.0)
+    assert half.exists(), "somebody may be at work on it"
+    blobs.sweep(before=math.inf)
+    assert list(blobs.digests()) == [kept]
+    assert (half.exists(), blobs.received(digest_of(b"other"))) == (False, 0)
+
+
+@pytest.mark.parametrize("url", ["nope://secret@bucket", "blobs", "/srv/blobs"])
+def test_a_store_that_no_library_knows_is_refused_and_no_secret_is_shown(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="URL") as refused:
+        open_blobs(url, tmp_path)
+    assert "secret" not in str(refused.value)
 
 
 def test_a_disk_that_fails_is_unavailable_and_one_that_is_full_is_said_to_be_full(

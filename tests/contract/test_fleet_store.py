@@ -90,6 +90,77 @@ def test_an_unknown_token_is_refused(fleet: FleetStore) -> None:
         fleet.enrol(device("dev1"), "nope", 2.0, ENTRY)
 
 
+def test_who_made_and_who_used_a_token_is_known_and_the_oldest_stands_first(fleet: FleetStore) -> None:
+    fleet.add_tokens([replace(token("b"), created_at=2.0), replace(token("a"), created_at=2.0)], ENTRY)
+    fleet.add_tokens([replace(token("c"), created_by="admin ann")], ENTRY)
+    fleet.enrol(device("dev1"), "a", 3.0, ENTRY)
+
+    found = fleet.tokens()
+
+    assert [(item.id, item.created_by, item.device, item.spent_at) for item in found] == [
+        ("c", "admin ann", "", 0.0),
+        ("a", "", "dev-dev1", 3.0),
+        ("b", "", "", 0.0),
+    ]
+    assert found[0] == fleet.token("c") == replace(token("c"), created_by="admin ann")
+
+
+def test_a_revoked_token_lets_no_device_join(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1"), token("t2")], ENTRY)
+
+    revoked = fleet.change_token("t1", lambda found: (replace(found, revoked_at=5.0), ENTRY))
+
+    assert revoked == fleet.token("t1") == replace(token("t1"), revoked_at=5.0)
+    with pytest.raises(Forbidden, match="revoked"):
+        fleet.enrol(device("dev1"), "t1", 6.0, ENTRY)
+    assert fleet.devices() == []
+    assert fleet.token("t1") == revoked
+    assert fleet.enrol(device("dev1"), "t2", 6.0, ENTRY).name == "dev1"
+    assert len(fleet.audit(10)) == 3
+
+
+def test_a_refused_change_of_a_token_leaves_no_trace(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+
+    def refuse(_: TokenRecord) -> tuple[TokenRecord, AuditEntry]:
+        raise Conflict("no")
+
+    with pytest.raises(Conflict):
+        fleet.change_token("t1", refuse)
+    with pytest.raises(NotFound, match="token list"):
+        fleet.change_token("t9", lambda found: (replace(found, revoked_at=5.0), ENTRY))
+    assert fleet.tokens() == [token("t1")]
+    assert len(fleet.audit(10)) == 1
+
+
+def test_of_a_revocation_and_a_device_that_joins_at_once_one_comes_first_and_both_know(fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t1")], ENTRY)
+
+    def join() -> bool:
+        try:
+            fleet.enrol(device("dev1"), "t1", 3.0, ENTRY)
+        except Forbidden:
+            return False
+        return True
+
+    def revoke() -> bool:
+        def decide(found: TokenRecord) -> tuple[TokenRecord, None]:
+            if found.spent_by:
+                raise Conflict("used")
+            return replace(found, revoked_at=4.0), None
+
+        try:
+            fleet.change_token("t1", decide)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        joined, revoked = threads.submit(join), threads.submit(revoke)
+        assert joined.result() != revoked.result()
+    assert bool(fleet.devices()) == joined.result()
+
+
 def test_what_a_device_serves_is_replaced_and_survives_updates(fleet: FleetStore) -> None:
     fleet.add_tokens([token("t1")], ENTRY)
     stored = fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
@@ -289,3 +360,28 @@ def test_what_was_acknowledged_stays_so_when_old_batches_are_forgotten(metrics: 
     assert metrics.forget(40.0) == 1
     assert metrics.latest() == {}
     assert metrics.add(one, [batch(4)], 41.0) == 4
+
+
+def test_an_old_spool_is_forgotten_once_the_device_has_another(metrics: MetricStore, fleet: FleetStore) -> None:
+    fleet.add_tokens([token("t2")], ENTRY)
+    fleet.enrol(device("dev2"), "t2", 2.0, ENTRY)
+    one, away = DeviceId("dev-dev1"), DeviceId("dev-dev2")
+    metrics.add(one, [batch(1), batch(2)], 20.0)
+    metrics.add(one, [batch(1, "b")], 30.0)
+    metrics.add(away, [batch(1), batch(2)], 20.0)
+
+    metrics.forget(40.0)
+
+    assert metrics.add(away, [batch(3)], 41.0) == 3, "its only spool is remembered however long it was away"
+    assert metrics.add(one, [batch(2, "b")], 41.0) == 2, "so is the newest"
+    assert metrics.add(one, [batch(1)], 42.0) == 1, "what is left of the older one begins anew"
+
+
+def test_a_spool_that_was_heard_of_lately_is_remembered_beside_a_newer_one(metrics: MetricStore) -> None:
+    one = DeviceId("dev-dev1")
+    metrics.add(one, [batch(1), batch(2)], 20.0)
+    metrics.add(one, [batch(1, "b")], 30.0)
+
+    metrics.forget(15.0)
+
+    assert metrics.add(one, [batch(3)], 31.0) == 3

@@ -175,6 +175,5 @@ def test_a_closed_session_refuses_and_may_be_closed_again(session: Session) -> N
 def test_measuring_gives_ordered_positive_times(session: Session) -> None:
     latency = measure(session, {"x": ones()}, 20)
     assert 0 < latency.p50_ms <= latency.p99_ms
-    assert latency.repeats == 20
     with pytest.raises(ValueError, match="at least one"):
         measure(session, {"x": ones()}, 0)

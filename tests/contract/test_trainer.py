@@ -102,7 +102,7 @@ async def test_pieces_join_into_one_message_and_large_ones_travel_as_files(
     blobs = FolderBlobs(tmp_path / "in")
     large = blobs.write(encode_records(arrays(50_000)))
     small = RecordDict(
-        {"config": ConfigRecord({"lr": 0.1}), "other": ArrayRecord({"b": Array(np.ones(2, np.float32))})}
+        {"config": ConfigRecord({"spread": 0.0}), "other": ArrayRecord({"b": Array(np.ones(2, np.float32))})}
     )
     outcome = await trainer.run(task(Piece(path=blobs.path(large)), Piece(inline=encode_records(small))))
     found = content(outcome)
@@ -162,7 +162,7 @@ async def test_an_app_learns_from_this_devices_examples(trainer: TrainerPort, se
 async def test_a_task_over_its_deadline_is_ended_and_the_next_one_runs(
     trainer: TrainerPort, settings: WorkerSettings
 ) -> None:
-    await trainer.warm("softmax")
+    await trainer.run(task(Piece(inline=encode_records(arrays(1)))))  # so that it is up
     outcome = await trainer.run(replace(endless(settings), timeout_s=0.3))
     assert outcome.error_code == NODE_UNAVAILABLE
     assert "0.3 s" in outcome.error_reason
@@ -171,7 +171,7 @@ async def test_a_task_over_its_deadline_is_ended_and_the_next_one_runs(
 
 
 async def test_a_task_that_nobody_waits_for_is_stopped(trainer: TrainerPort, settings: WorkerSettings) -> None:
-    await trainer.warm("softmax")
+    await trainer.run(task(Piece(inline=encode_records(arrays(1)))))  # so that it is up
     running = asyncio.create_task(trainer.run(endless(settings)))
     await asyncio.wait([running], timeout=0.2)
     assert not running.done()

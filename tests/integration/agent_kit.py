@@ -184,13 +184,13 @@ async def kit(folder: Path) -> AsyncIterator[Kit]:
 
 
 @asynccontextmanager
-async def good_and_ruined(folder: Path) -> AsyncIterator[tuple[Kit, Agent]]:
-    """An agent that has proven release 1, and a release 2 to be ordered whose answers are wrong."""
+async def serving(folder: Path, *later: Bundle, inline: bool = True) -> AsyncIterator[tuple[Kit, Agent]]:
+    """An agent with examples that has proven release 1; `later` are releases 2, 3, …, to be ordered."""
     async with kit(folder) as k:
         k.ingest()
-        k.publish(1, bundle())
-        k.publish(2, bundle(ruined=True))
-        async with k.agent() as agent:
+        for release, content in enumerate((bundle(), *later), start=1):
+            k.publish(release, content)
+        async with k.agent(inline=inline) as agent:
             await k.attached()
             await k.receipt(k.install(1))
             yield k, agent

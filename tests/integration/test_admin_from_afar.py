@@ -22,7 +22,7 @@ from coordinator.fleet.registry import EnrolmentRequest
 from coordinator.rpc.admin import Nouns
 from protos.fleet.v1 import admin_pb2, admin_pb2_grpc
 from shared.clock import SystemClock
-from shared.errors import Conflict, Forbidden, ShoalError, Unauthenticated
+from shared.errors import Conflict, Forbidden, InputError, ShoalError, Unauthenticated
 from shared.rpc_errors import error_from_rpc
 from shared.signing.certificates import (
     Authority,
@@ -34,6 +34,7 @@ from shared.signing.certificates import (
     save_key,
     to_pem,
 )
+from shared.signing.tokens import JoinToken
 from shared.signing.trust import Trust
 
 ANY_PORT = CoordinatorConfig(enrolment_port=0, fleet_port=0, metrics_port=0, log_level="error")
@@ -243,6 +244,56 @@ async def test_a_device_whose_profile_has_a_name_that_no_message_can_hold_does_n
     assert devices[0]["profile"] == "\ufffd [bold]x\ufffd[2J"
     assert "\x1b" not in shown.output
     assert shown.exit_code == 0
+
+
+async def test_an_admin_from_afar_lists_and_revokes_join_tokens_and_never_sees_their_secrets(place: Place) -> None:
+    ann = await place.issue()
+    text = (await place.run("token", "create", "--label", "site=lab", "--profile", ann)).output.splitlines()[0]
+    token = JoinToken.parse(text)
+
+    revoked = await place.run("token", "revoke", token.id, "--profile", ann)
+    again = await place.local("token", "revoke", text)
+    listed = await place.run("token", "list", "--json", "--profile", ann)
+    shown = await place.local("token", "list")
+
+    assert (revoked.exit_code, again.exit_code) == (0, 0), revoked.output
+    (found,) = json.loads(listed.output)
+    assert (found["id"], found["state"], found["created_by"]) == (token.id, "revoked", "admin ann")
+    assert found["labels"] == {"site": "lab"}
+    for secret in (text, token.secret.hex(), token.secret_sha256):
+        assert secret not in listed.output + shown.output
+    with pytest.raises(Forbidden, match="revoked"):
+        place.nouns.registry.enrol(EnrolmentRequest(text, make_csr(generate_key(), "dev1"), "dev1", {}, "{}"))
+    assert [entry.action for entry in place.nouns.registry.audit(2)] == ["token.create", "token.revoke"]
+
+
+async def test_a_token_that_was_used_names_its_device(place: Place) -> None:
+    place.join("dev1")
+
+    (found,) = json.loads((await place.local("token", "list", "--json")).output)
+    refused = await place.local("token", "revoke", found["id"])
+
+    assert (found["state"], found["device_name"]) == ("used", "dev1")
+    assert found["used_at"] > 0
+    assert isinstance(failure(refused), Conflict)
+    assert f"device revoke {found['device']}" in str(failure(refused))
+
+
+async def test_what_was_typed_wrong_is_an_error_of_input_wherever_it_is_found_out(place: Place) -> None:
+    (place.folder / "bundle").mkdir()
+    before = len(place.nouns.registry.audit(100))
+    typed: tuple[tuple[object, ...], ...] = (
+        ("model", "publish", place.folder / "bundle", "--name", "digits"),
+        ("model", "publish", place.folder / "bundle", "--name", "no name"),
+        ("token", "create", "--label", "Site=lab"),
+        ("token", "revoke", "shoal1.abc"),
+        ("admin", "issue", "no name", "--out", place.folder / "ann"),
+    )
+    for words in typed:
+        error = failure(await place.local(*words))
+        assert (type(error), error.exit_code) == (InputError, 2), words
+    assert len(place.nouns.registry.audit(100)) == before
+    assert not (place.folder / "ann").exists()
 
 
 async def test_a_damaged_profile_says_what_is_missing(place: Place) -> None:

@@ -31,8 +31,8 @@ from tests.integration.agent_kit import (
     Rollout,
     agent_serves,
     bundle,
-    good_and_ruined,
     kit,
+    serving,
     until,
     until_soon,
 )
@@ -139,17 +139,12 @@ async def test_an_order_is_refused_while_no_release_metadata_is_trusted(tmp_path
 
 
 async def test_the_way_back_does_not_lead_to_a_release_that_was_withdrawn_too(tmp_path: Path) -> None:
-    async with kit(tmp_path) as k:
-        k.publish(1, bundle())
-        k.publish(2, bundle(2.0))
-        async with k.agent() as agent:
-            await k.attached()
-            await k.receipt(k.install(1))
-            await k.receipt(k.install(2))
-            k.repository.withdraw(MODEL, 1, k.front.clock.now())  # while it was not serving
-            receipt = await k.receipt(k.withdraw(2))
-            assert (receipt.state, "was unloaded" in receipt.reason) == ("reverted", True)
-            assert (await agent.status())["models"] == []
+    async with serving(tmp_path, bundle(2.0)) as (k, agent):
+        await k.receipt(k.install(2))
+        k.repository.withdraw(MODEL, 1, k.front.clock.now())  # while it was not serving
+        receipt = await k.receipt(k.withdraw(2))
+        assert (receipt.state, "was unloaded" in receipt.reason) == ("reverted", True)
+        assert (await agent.status())["models"] == []
 
 
 def failing_live(monkeypatch: pytest.MonkeyPatch, batch_rows: Callable[[int], bool], times: int) -> list[int]:
@@ -171,7 +166,7 @@ def failing_live(monkeypatch: pytest.MonkeyPatch, batch_rows: Callable[[int], bo
 async def test_a_ruined_release_is_not_let_in_when_the_good_one_fails_one_request_of_the_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
-    async with good_and_ruined(tmp_path) as (k, agent):
+    async with serving(tmp_path, bundle(ruined=True)) as (k, agent):
         failed = failing_live(monkeypatch, lambda rows: (rows == 1) is alone, times=1)
         receipt = await k.receipt(k.install(2))
         assert failed
@@ -183,7 +178,7 @@ async def test_a_ruined_release_is_not_let_in_when_the_good_one_fails_one_reques
 async def test_a_release_that_cannot_be_compared_is_never_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with good_and_ruined(tmp_path) as (k, agent):
+    async with serving(tmp_path, bundle(ruined=True)) as (k, agent):
         failing_live(monkeypatch, lambda rows: rows > 1, times=10_000)
         receipt = await k.receipt(k.install(2))
         assert (receipt.state, receipt.answers) == ("failed", 0)

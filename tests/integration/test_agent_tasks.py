@@ -103,6 +103,26 @@ async def test_what_nobody_foresaw_costs_one_task(tmp_path: Path, monkeypatch: p
         assert (await k.result(second.task_id)).error_code == 0
 
 
+async def test_tasks_are_counted_by_how_they_ended(tmp_path: Path) -> None:
+    async with kit(tmp_path) as k, k.agent() as agent:
+        await k.attached()
+        waiting, done, refused, failed = (
+            order(small()),
+            order(small()),
+            order(small(), app="nowhere"),
+            order(small(), kind="x"),
+        )
+        async with agent._parts.trainer._turn:  # type: ignore[attr-defined]
+            k.front.hub.send(k.device.id, waiting)
+            await until(lambda: agent._tasks._current == waiting.task_id)
+            await cancelled(k, agent, waiting.task_id)
+        k.front.hub.send(k.device.id, CancelTask(waiting.task_id))  # repeated: nothing is left to cancel
+        for task in (done, refused, failed):
+            k.front.hub.send(k.device.id, task)
+            await k.result(task.task_id)
+        assert (await agent.status())["tasks_ended"] == {"done": 1, "failed": 1, "refused": 1, "cancelled": 1}
+
+
 async def test_an_upload_that_was_cut_off_earlier_does_not_spoil_the_next_one_of_the_same_bytes(
     tmp_path: Path,
 ) -> None:

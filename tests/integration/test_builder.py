@@ -13,7 +13,15 @@ import pytest
 from coordinator.builder import BlockingBuilder, Builder, CheckBundle, Initial, MakeBundle, Prune
 from coordinator.rounds.ports import ModelState
 from shared.bundle import inspect_bundle, read_bundle, write_bundle
-from shared.errors import ChildFailed, ConfigError, DeadlineExceeded, DigestMismatch, Malformed
+from shared.errors import (
+    ChildFailed,
+    ConfigError,
+    DeadlineExceeded,
+    DigestMismatch,
+    InputError,
+    Malformed,
+    UpdateRejected,
+)
 from shared.learning.spec import ModelSpec
 from shared.learning.state import unpack_state
 from shared.settings import Scalar
@@ -102,7 +110,7 @@ def test_job_threads_get_a_fresh_model_or_a_reason() -> None:
     assert "0.0.weight" in unpack_state(state.arrays)
     with pytest.raises(ConfigError, match="cnn-small"):
         builder.initial("resnet-9000", {})
-    with pytest.raises(ChildFailed, match="leaves every layer"):
+    with pytest.raises(InputError, match="leaves every layer"):  # as it would the next time
         builder.prune(state, 0.001, "")
 
 
@@ -196,7 +204,7 @@ async def test_bad_requests_are_told_by_their_own_class_and_leave_nothing(tmp_pa
     with pytest.raises(ConfigError, match="the model takes"):
         await builder.initial(Initial("cnn-small", {"shape": "1x5x5"}, public))
     out = tmp_path / "bundle"
-    with pytest.raises(ChildFailed, match="not safetensors"):
+    with pytest.raises(UpdateRejected, match="not safetensors"):
         await asyncio.to_thread(BlockingBuilder(builder).bundle, state, public, out, {})
     assert not out.exists()
     assert list((tmp_path / "scratch").iterdir()) == []

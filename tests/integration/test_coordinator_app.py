@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from coordinator import app
-from coordinator.app import DAY_S, initialise, regularly, running, sweep
+from coordinator.app import DAY_S, initialise, open_store, regularly, running, sweep
 from coordinator.config import CoordinatorConfig, Home, load_config
 from coordinator.fleet.device import AuditEntry
 from coordinator.releases.rollouts import RolloutService
@@ -105,6 +105,7 @@ def test_leftovers_of_a_former_process_are_swept_and_nothing_else(home: Home) ->
     keys = {path: path.read_bytes() for path in home.keys.iterdir()}
 
     sweep(home)
+    open_store(home, ANY_PORT, SystemClock().now())
 
     assert list(home.work.iterdir()) == []
     assert list(home.staging.iterdir()) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from coordinator.rounds.closing import Policy
+from coordinator.rounds.closing import Close, Policy
 from coordinator.rounds.dispatch import Cancellation
 from coordinator.rounds.grid import EXTRA_BYTES, Ask, Fleet, FleetGrid
 from coordinator.rounds.plan import Selection
@@ -173,6 +173,16 @@ def test_it_names_the_same_devices_to_whoever_asks_whoever_else_attaches() -> No
     assert scene.grid.get_node_ids() == chosen
 
 
+def test_a_device_that_is_silent_until_the_time_is_up_gave_no_answer_in_time() -> None:
+    scene = Scene(policy=Policy(60.0, quorum=0.5))
+    scene.attach()
+    tasks = scene.ask()
+    scene.answer(tasks[1])
+    scene.answer(tasks[2])
+    scene.advance(60.0)
+    assert failure(scene.replies()[3]) == (NODE_UNAVAILABLE, "no answer in time")
+
+
 def test_a_straggler_is_cancelled_after_the_grace_and_fails() -> None:
     scene = Scene(policy=Policy(60.0, quorum=0.5, quantile=0.6, grace_s=10.0))
     scene.attach()
@@ -183,7 +193,8 @@ def test_a_straggler_is_cancelled_after_the_grace_and_fails() -> None:
 
     replies = scene.replies()
 
-    assert failure(replies[3]) == (NODE_UNAVAILABLE, "no answer in time")
+    why = "cancelled: enough answered, and the grace for the others is over"
+    assert failure(replies[3]) == (NODE_UNAVAILABLE, why)
     assert scene.cancelled() == ["dev-3"]
     scene.answer(tasks[3])  # too late: acknowledged, and nobody minds
     assert isinstance(scene.orders[-1][1], Acknowledged)
@@ -424,7 +435,7 @@ def test_an_answer_that_comes_while_the_exchange_closes_is_still_a_reply(
 
     def then_one_more(*args: Any) -> Any:
         found = look(*args)
-        if not found:
+        if isinstance(found, Close):
             scene.answer(late.pop())
         return found
 

@@ -10,10 +10,13 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from coordinator.rpc.interceptors import calling_peer
-from coordinator.rpc.server import admin_server, fleet_server
+from coordinator.rpc.listening import joined
+from coordinator.rpc.prometheus import serve_metrics
+from coordinator.rpc.server import admin_server, enrolment_server, fleet_server
 from protos.fleet.v1 import admin_pb2, admin_pb2_grpc, blobs_pb2, blobs_pb2_grpc
 from shared.errors import ConfigError, Forbidden, LocalError, NotFound, Unauthenticated
 from shared.ids import digest_of
@@ -145,8 +148,27 @@ async def test_a_home_folder_with_too_long_a_path_is_named(front: Front, tmp_pat
 
 
 async def test_a_port_that_is_taken_is_named(front: Front) -> None:
-    with pytest.raises(LocalError, match=f"127.0.0.1:{front.fleet_port}"):
-        fleet_server(lambda: front.identity, front.registry, f"127.0.0.1:{front.fleet_port}", lambda _: None)
+    place = f"127.0.0.1:{front.fleet_port}"
+    told = (
+        rf"^cannot listen on {place}: Address already in use; free it, or choose another with --host or --fleet-port$"
+    )
+    with pytest.raises(LocalError, match=told):
+        fleet_server(lambda: front.identity, front.registry, place, lambda _: None)
+
+
+async def test_an_address_that_is_not_of_this_machine_is_named(front: Front) -> None:
+    with pytest.raises(LocalError, match=r"^cannot listen on 203\.0\.113\.7:0: Cannot assign .* --enrolment-port$"):
+        enrolment_server(lambda: front.identity, front.registry, "203.0.113.7:0", lambda _: None)
+
+
+async def test_a_metrics_port_that_is_taken_is_named(front: Front) -> None:
+    place = f"127.0.0.1:{front.fleet_port}"
+    with pytest.raises(LocalError, match=f"^cannot listen on {place}: Address already in use; .* --metrics-port$"):
+        serve_metrics(CollectorRegistry(), "127.0.0.1", front.fleet_port)
+
+
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    assert [joined("::1", 7450), joined("fleet.example", 7450)] == ["[::1]:7450", "fleet.example:7450"]
 
 
 async def test_a_caller_without_a_certificate_does_not_get_a_connection(front: Front) -> None:

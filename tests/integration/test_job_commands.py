@@ -1,18 +1,22 @@
 """Jobs as an admin sees them: refused, submitted twice, stopped, watched, two at once."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from coordinator.rounds.memory import MemoryJobStore
 from coordinator.rounds.states import JobState, RoundState
 from shared.blobs import MemoryBlobs
 from shared.errors import ConfigError, Conflict, StorageFull, Unsupported
 from shared.ids import Digest
 from shared.session import CancelTask, RunTask
 from tests.job_place import Place
-from tests.memory_fleet import MemoryAgent, Silence
+from tests.memory_fleet import MemoryAgent, MemoryFleet, Silence
 
 IMPOSSIBLE: dict[str, tuple[str, type[Exception], str]] = {
     "a start file that is not there": ("gone", ConfigError, "start.arrays_file"),
@@ -20,6 +24,8 @@ IMPOSSIBLE: dict[str, tuple[str, type[Exception], str]] = {
     "an unknown option": ("option", ConfigError, "strategy.options.speed"),
     "a start file that is not safetensors": ("garbage", ConfigError, "job.start"),
     "a start with NaN": ("nan", ConfigError, "NaN"),
+    "a start file from somewhere": ("relative", ConfigError, "start.arrays_file: write the whole path"),
+    "a start file that is a folder": ("folder", ConfigError, "start.arrays_file"),
     "more weight than a secret sum holds": ("weight", Unsupported, "max_weight"),
 }
 
@@ -39,6 +45,10 @@ def test_an_impossible_job_is_refused_before_anything_is_stored(
             toml = toml.replace('name = "fedavg"', 'name = "fedavg"\noptions = { speed = 9 }')
         case "garbage":
             arrays.write_bytes(b"pickle?")
+        case "relative":
+            toml = toml.replace(str(arrays), "start.safetensors")
+        case "folder":
+            toml = toml.replace(str(arrays), str(place.folder))
         case "nan":
             arrays.write_bytes(save({"w": np.array([np.nan], dtype=np.float32)}))
 
@@ -47,6 +57,57 @@ def test_an_impossible_job_is_refused_before_anything_is_stored(
 
     assert place.store.jobs() == []
     assert list(place.fleet.lasting.digests()) == []
+
+
+USELESS_PUBLIC_DATA: dict[str, tuple[Callable[[Place], Path], str]] = {
+    "that is not there": (lambda place: place.folder / "gone.npz", "there is no file"),
+    "without its folder": (lambda place: Path(place.public().name), "write the whole path"),
+    "that cannot be read": (lambda place: place.folder / "start.safetensors", "no arrays x and y"),
+    "of another shape than the model's input": (lambda place: place.public((1, 3, 3)), r"the model takes \[1, 2, 2\]"),
+    "with more classes than the model's": (lambda place: place.public(labels=4), "and 3 classes"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), USELESS_PUBLIC_DATA.values(), ids=USELESS_PUBLIC_DATA)
+def test_public_data_is_refused_before_anything_is_stored(
+    place: Place, make: Callable[[Place], Path], says: str
+) -> None:
+    top = 'model = "digits"'
+    place.toml()  # it writes start.safetensors
+    with pytest.raises(ConfigError, match=says) as caught:
+        place.start_service().submit(place.toml(top=top, more=f'[public]\ndata = "{make(place)}"\n'))
+    assert caught.value.path == "job.public.data"
+    assert place.store.jobs() == []
+
+
+def say_they_have(place: Place, *apps: frozenset[str] | None) -> None:
+    for agent, has in zip(place.fleet.agents.values(), apps, strict=True):
+        agent.ref = replace(agent.ref, client_apps=has)
+
+
+def test_an_app_that_no_device_says_it_has_is_refused_with_those_that_there_are(place: Place) -> None:
+    say_they_have(place, frozenset(), *[frozenset({"echo", "letters"})] * 3)
+    with pytest.raises(
+        ConfigError, match=r"job.client_app: .*'numbers'; there are echo, image-classifier, letters, soft"
+    ):
+        place.start_service().submit(place.toml())
+    assert place.store.jobs() == []
+
+
+@pytest.mark.parametrize("last", [frozenset({"numbers"}), None], ids=["one has it", "an older agent does not say"])
+def test_an_app_that_a_device_may_have_is_accepted(place: Place, last: frozenset[str] | None) -> None:
+    say_they_have(place, *[frozenset({"echo"})] * 3, last)
+    assert place.start_service().submit(place.toml()).name == "test"
+
+
+def test_a_built_in_app_is_accepted_before_there_are_devices(tmp_path: Path) -> None:
+    empty = Place(MemoryFleet(0), MemoryJobStore(), tmp_path)
+    service = empty.start_service()
+    toml = empty.toml(more="[selection]\nmin_devices = 2\n")
+    with pytest.raises(ConfigError, match="client_app"):
+        service.submit(toml)
+    assert service.submit(toml.replace('"numbers"', '"echo"')).state is JobState.SUBMITTED
+    service.close()
 
 
 def test_the_same_key_again_gives_the_same_job_and_another_job_under_it_is_refused(place: Place) -> None:

@@ -69,8 +69,8 @@ def _quiet_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job_file(place: Place, *, secure: bool) -> str:
-    (place.folder / "public").write_bytes(b"x")
-    more = f'[[prune]]\nafter_round = 1\nratio = 0.3\n[public]\ndata = "{place.folder / "public"}"\n[publish]\nenabled = true\n'
+    public = f'[public]\ndata = "{place.public()}"\n'
+    more = f"[[prune]]\nafter_round = 1\nratio = 0.3\n{public}[publish]\nenabled = true\n"
     return place.toml("fedadam", rounds=2, secure=secure, more=more, top='model = "digits"')
 
 

@@ -1,6 +1,6 @@
 """What devices do to a job: bad updates, failures, death in the middle of a round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,13 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from coordinator.rounds.memory import MemoryJobStore
 from coordinator.rounds.round import Outcome
 from coordinator.rounds.states import JobState, RoundState
-from shared.errors import StorageFull, Unavailable
-from shared.flower import reply_with
+from shared.client_apps import UNFIT
+from shared.errors import ConfigError, Malformed, StorageFull, Unavailable
+from shared.flower import APP_NOT_LOADED, reply_error, reply_with
 from shared.session import RunTask
 from tests.job_place import OPTIONS, FaultyStore, Place
 from tests.memory_fleet import MemoryAgent, MemoryFleet, Silence, failing
-from tests.protocol.secagg.appgrid import START, train
+from tests.protocol.secagg.appgrid import START, Handler, train
 
 
 def hurt(value: float) -> Callable[[Message, Context], Message]:
@@ -224,3 +225,117 @@ def test_a_database_that_does_not_answer_is_waited_for(place: Place, monkeypatch
 
         assert (job.state, away.failures, place.losses(job)) == (JobState.COMPLETED, 1, [])
         assert all((place.arrays(job)[name] == usual[name]).all() for name in usual)
+
+
+# ---- what another attempt would not help
+
+
+def refusing(code: int, reason: str = "lr is positive") -> Callable[[Message, Context], Message]:
+    def handler(message: Message, context: Context) -> Message:
+        return reply_error(message, code, reason)
+
+    return handler
+
+
+def place_with(tmp_path: Path, trainers: Mapping[int, Handler]) -> Place:
+    found = Place(MemoryFleet(trainers=trainers), MemoryJobStore(), tmp_path)
+    found.fleet.attach_all()
+    return found
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["in the open", "in secret"])
+@pytest.mark.parametrize("code", [UNFIT, APP_NOT_LOADED], ids=["a task that fits no device", "an app that none has"])
+def test_a_round_that_every_device_refuses_for_good_is_not_run_again(tmp_path: Path, code: int, secure: bool) -> None:
+    place = place_with(tmp_path, dict.fromkeys(range(1, 5), refusing(code)))
+
+    job = place.run(place.toml(rounds=2, secure=secure))
+
+    (row,) = place.store.rounds(job.id)
+    assert (job.state, job.round, row.state) == (JobState.FAILED, 0, RoundState.ABANDONED)
+    assert "round 1 would end like this again" in job.reason
+    assert "lr is positive" in job.reason
+    assert "lr is positive" in row.reason
+    assert Outcome.REJECTED in {device.outcome for device in row.devices}
+    assert len(row.devices) == 4
+    place.fleet.close()
+
+
+def test_devices_that_refuse_for_good_cost_nothing_while_the_others_are_enough(tmp_path: Path) -> None:
+    place = place_with(tmp_path, dict.fromkeys((1, 2), refusing(UNFIT)))
+
+    job = place.run(place.toml(rounds=1))
+
+    (row,) = place.committed(job)
+    assert [device.outcome for device in row.devices] == [Outcome.REJECTED] * 2 + [Outcome.COUNTED] * 2
+    place.fleet.close()
+
+
+def test_a_round_that_is_short_of_devices_for_other_reasons_too_is_run_again(tmp_path: Path) -> None:
+    place = place_with(tmp_path, {1: refusing(UNFIT)})
+
+    def fail_once(agent: MemoryAgent, task: RunTask) -> None:
+        if len(place.store.rounds(task.job_id)) == 1:
+            raise RuntimeError("not today")
+
+    for node in (2, 3, 4):
+        place.fleet.agents[node].before = fail_once
+
+    job = place.run(place.toml(rounds=1))
+
+    assert [row.state for row in place.store.rounds(job.id)] == [RoundState.ABANDONED, RoundState.COMMITTED]
+    place.fleet.close()
+
+
+def test_a_round_of_some_devices_is_run_again_with_others(tmp_path: Path) -> None:
+    """Those who were asked cannot do it; those who will be asked next perhaps can."""
+    place = place_with(tmp_path, dict.fromkeys(range(1, 5), refusing(UNFIT)))
+    some = "[selection]\nmin_devices = 2\nfraction = 0.5\nmax_attempts = 3\n"
+
+    job = place.run(place.toml(rounds=1, more=some))
+
+    assert "round 1 was abandoned 3 times" in job.reason
+    assert len(place.store.rounds(job.id)) == 3
+    place.fleet.close()
+
+
+OURS: dict[str, tuple[Exception, str]] = {
+    "an input error": (ConfigError("pruning leaves every layer as it is"), "pruning leaves every layer as it is"),
+    "a damaged file": (Malformed("public.npz holds no arrays"), "public.npz holds no arrays"),
+    "a mistake of ours": (KeyError("a mistake"), "internal error: KeyError: 'a mistake'"),
+}
+
+
+@pytest.mark.parametrize(("error", "reason"), OURS.values(), ids=OURS)
+def test_a_job_that_ends_of_our_own_error_leaves_no_round_open(place: Place, error: Exception, reason: str) -> None:
+    def raises(step: str) -> None:
+        if step == "prune":
+            raise error
+
+    place.models.before = raises
+    toml = place.toml(rounds=2, top='model = "digits"', more="[[prune]]\nafter_round = 1\nratio = 0.3\n")
+
+    job = place.run(toml)
+
+    (row,) = place.store.rounds(job.id)
+    assert (job.state, job.reason) == (JobState.FAILED, reason)
+    assert (row.state, row.reason, len(row.devices)) == (RoundState.ABANDONED, reason, 4)
+    assert row.ended_at > 0
+    assert place.kinds(job)[-2:] == ["ABANDONED", "job.failed"]
+    assert list(place.fleet.lasting.digests()) == [job.arrays_digest]
+
+
+def test_a_round_whose_end_cannot_be_written_at_once_ends_with_its_job(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configure_train(*arguments: object) -> list[Message]:
+        raise TypeError("a mistake in a strategy")
+
+    monkeypatch.setattr("flwr.serverapp.strategy.FedAvg.configure_train", configure_train)
+    broken = FaultyStore(place.store, fail_at=("abandon", 1, ""), error=TypeError("a mistake in the store"))
+    service = place.start_service(broken)
+
+    job = service.wait(service.submit(place.toml()).id, 30.0)
+
+    (row,) = place.store.rounds(job.id)
+    assert (broken.failures, job.state, row.state) == (1, JobState.FAILED, RoundState.ABANDONED)
+    assert row.reason == job.reason == "internal error: TypeError: a mistake in the store"

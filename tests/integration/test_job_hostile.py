@@ -24,7 +24,7 @@ from shared.blobs import MemoryBlobs
 from shared.errors import ChildFailed, StorageFull, Unavailable
 from shared.flower import decode_records, encode_records
 from shared.ids import DeviceId, Digest
-from shared.remote_blobs import FsspecBlobs
+from shared.remote_blobs import open_blobs
 from shared.secagg.messages import RECORD
 from shared.session import Part, RunTask, TaskResult
 from tests.job_place import FaultyStore, Place
@@ -166,8 +166,7 @@ def test_a_release_that_could_not_be_built_is_tried_again(place: Place) -> None:
             raise ChildFailed("the worker was killed")
 
     place.models.before = twice
-    (place.folder / "public.npz").write_bytes(b"x")
-    publish = f'[public]\ndata = "{place.folder}/public.npz"\n[publish]\nenabled = true\n'
+    publish = f'[public]\ndata = "{place.public()}"\n[publish]\nenabled = true\n'
     job = place.run(place.toml(rounds=1, top='model = "digits"', more=publish))
     assert (job.state, job.release, tries) == (JobState.COMPLETED, 7, ["publish"] * 3)
 
@@ -178,16 +177,14 @@ def test_a_release_that_can_never_be_built_ends_the_job_with_the_reason(place: P
             raise ChildFailed("the int8 graph differs")
 
     place.models.before = never
-    (place.folder / "public.npz").write_bytes(b"x")
-    publish = f'[public]\ndata = "{place.folder}/public.npz"\n[publish]\nenabled = true\n'
+    publish = f'[public]\ndata = "{place.public()}"\n[publish]\nenabled = true\n'
     job = place.run(place.toml(rounds=1, top='model = "digits"', more=publish))
     assert (job.state, job.reason, job.round) == (JobState.FAILED, "the int8 graph differs", 1)
 
 
 def test_a_commit_that_fails_leaves_no_arrays_behind(place: Place) -> None:
     """Neither the smaller arrays nor the strategy's memory: nobody would ever ask for them."""
-    (place.folder / "public.npz").write_bytes(b"x")
-    prune = f'[[prune]]\nafter_round = 1\nratio = 0.5\n[public]\ndata = "{place.folder}/public.npz"\n'
+    prune = f'[[prune]]\nafter_round = 1\nratio = 0.5\n[public]\ndata = "{place.public()}"\n'
     once = "[selection]\nmin_devices = 4\nmax_attempts = 1\n"
     store = FaultyStore(place.store, ("commit", 1, ""), StorageFull("the disk is full"))
     service = place.start_service(store)
@@ -201,7 +198,6 @@ def test_a_commit_that_fails_leaves_no_arrays_behind(place: Place) -> None:
 
 
 def test_stopping_does_not_wait_for_the_worker_and_the_job_goes_on_at_the_next_start(place: Place) -> None:
-    (place.folder / "public.npz").write_bytes(b"x")
     began, killed = threading.Event(), threading.Event()
 
     def worker(step: str) -> None:
@@ -213,7 +209,7 @@ def test_stopping_does_not_wait_for_the_worker_and_the_job_goes_on_at_the_next_s
             raise ChildFailed("the worker was stopped, as the coordinator stops")
 
     place.models.before = worker
-    publish = f'[public]\ndata = "{place.folder}/public.npz"\n[publish]\nenabled = true\n'
+    publish = f'[public]\ndata = "{place.public()}"\n[publish]\nenabled = true\n'
     service = place.start_service()
     job = service.submit(place.toml(rounds=1, top='model = "digits"', more=publish))
     assert began.wait(30)
@@ -232,7 +228,6 @@ def test_a_thread_that_cannot_be_stopped_does_not_keep_the_coordinator(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coordinator.rounds.service.CLOSE_S", 0.1)
-    (place.folder / "public.npz").write_bytes(b"x")
     began, over = threading.Event(), threading.Event()
 
     def deaf(step: str) -> None:
@@ -241,7 +236,7 @@ def test_a_thread_that_cannot_be_stopped_does_not_keep_the_coordinator(
             assert over.wait(30)
 
     place.models.before = deaf
-    publish = f'[public]\ndata = "{place.folder}/public.npz"\n[publish]\nenabled = true\n'
+    publish = f'[public]\ndata = "{place.public()}"\n[publish]\nenabled = true\n'
     service = place.start_service()
     job = service.submit(place.toml(rounds=1, top='model = "digits"', more=publish))
     assert began.wait(30)
@@ -285,7 +280,7 @@ def test_a_blob_store_that_fails_once_costs_a_round_and_not_the_job(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coordinator.rounds.service.STORE_RETRY_S", 0.0)
-    remote = FsspecBlobs(f"memory://{uuid.uuid4().hex}", place.folder / "staging")
+    remote = open_blobs(f"memory://{uuid.uuid4().hex}", place.folder / "staging")
     place.fleet.lasting = remote
     for agent in place.fleet.agents.values():
         agent.lasting = remote

@@ -10,7 +10,8 @@ from coordinator.rounds.round import Outcome
 from coordinator.rounds.states import JobState
 from shared.errors import Unsupported
 from shared.ids import DeviceId
-from tests.job_place import Place
+from shared.learning.spec import ModelSpec
+from tests.job_place import SMALLER, Place
 from tests.protocol.secagg.appgrid import START
 
 LINEAR = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]
@@ -98,14 +99,13 @@ def test_devices_measure_the_new_model_when_the_job_asks_for_it(place: Place) ->
 def test_pruning_changes_model_and_arrays_in_the_same_commit_and_later_rounds_train_the_smaller_one(
     place: Place,
 ) -> None:
-    (place.folder / "public").write_bytes(b"x")
-    prune = f'[[prune]]\nafter_round = 1\nratio = 0.3\n[public]\ndata = "{place.folder / "public"}"\n'
+    prune = f'[[prune]]\nafter_round = 1\nratio = 0.3\n[public]\ndata = "{place.public()}"\n'
     publish = '[publish]\nenabled = true\nnotes = "nightly"\n'
     top = 'model = "digits"'
     job = place.run(place.toml("fedadam", rounds=3, secure=True, more=prune + publish, top=top))
 
     assert job.state is JobState.COMPLETED, job.reason
-    assert job.model_json == '{"pruned": 1}'
+    assert job.model_json == SMALLER.to_json()
     assert place.arrays(job)["w"].shape == (2, 4)
     assert job.release == 7
     ((name, model, lineage),) = place.models.published
@@ -119,7 +119,7 @@ def test_a_job_starts_from_a_registered_factory(place: Place) -> None:
     job = place.run(place.toml(rounds=1, top='model = "new"\nstart = { factory = "cnn-small" }'))
 
     assert job.state is JobState.COMPLETED, job.reason
-    assert job.model_json == '{"factory": "cnn-small"}'
+    assert ModelSpec.from_json(job.model_json).factory == "cnn-small"
 
 
 class Meter:

@@ -70,18 +70,18 @@ def test_a_migration_that_fails_leaves_no_table_behind(tmp_path: Path) -> None:
     database.dispose()
 
 
-def at_the_first_tables(engine: Engine) -> None:
+def migrate_to(engine: Engine, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
     with transaction(engine) as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        command.upgrade(config, revision)
 
 
 def test_metrics_that_were_acknowledged_before_spools_had_names_stay_so(tmp_path: Path) -> None:
     """And a device that goes on with its old spool, which has no name, is not asked for what was stored already."""
     database = open_engine(f"sqlite:///{tmp_path / 'old.db'}")
-    at_the_first_tables(database)
+    migrate_to(database, "0001")
     whole, gap, late = "dev-whole", "dev-gap", "dev-late"
     with transaction(database) as connection:
         for place, (device, numbers) in enumerate({whole: (1, 2, 3), gap: (1, 2, 4), late: (7, 8)}.items()):
@@ -104,6 +104,27 @@ def test_metrics_that_were_acknowledged_before_spools_had_names_stay_so(tmp_path
     assert store.add(DeviceId(gap), [MetricBatch(3, 3.0, ())], 5.0) == 4
     assert store.add(DeviceId(late), [MetricBatch(9, 3.0, ())], 5.0) == 0
     assert store.add(DeviceId(whole), [MetricBatch(1, 9.0, (), "new")], 6.0) == 1
+    database.dispose()
+
+
+def test_tokens_of_before_say_who_used_them_where_that_can_still_be_known(tmp_path: Path) -> None:
+    database = open_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    migrate_to(database, "0002")
+    with transaction(database) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO devices VALUES ('dev-1', 1, 'one', 'active', '{}', '{}', 'key-1', '', 0, '', 0, 0, '', '')"
+            )
+        )
+        for token, key in (("unused", None), ("used", "key-1"), ("renewed", "key-of-then")):
+            values = {"token": token, "key": key}
+            connection.execute(text("INSERT INTO join_tokens VALUES (:token, 'x', '{}', 0, 1, 2, :key, 1)"), values)
+
+    upgrade(database)
+
+    found = {token.id: token for token in SqlFleetStore(database).tokens()}
+    assert {name: token.device for name, token in found.items()} == {"unused": "", "used": "dev-1", "renewed": ""}
+    assert {(token.created_by, token.revoked_at) for token in found.values()} == {("", 0.0)}
     database.dispose()
 
 

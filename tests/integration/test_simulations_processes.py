@@ -98,11 +98,13 @@ async def test_a_child_that_ignores_the_request_to_end_is_killed(tmp_path: Path)
 
 
 async def test_children_are_silenced_and_talked_to(tmp_path: Path) -> None:
-    script = "import os, sys; print(os.environ['FLWR_TELEMETRY_ENABLED'], input())"
-    async with Processes(tmp_path / "logs", environment={"EXTRA": "1"}) as processes:
-        child = await processes.spawn("talker", [sys.executable, "-c", script], talk=True)
-        child.write_line("hello")
-        assert await child.read_line() == "0 hello\n"
+    script = "import os, sys; print(os.environ['FLWR_TELEMETRY_ENABLED'], os.environ['GREETING'], input())"
+    async with Processes(tmp_path / "logs") as processes:
+        child = await processes.spawn(
+            "talker", [sys.executable, "-c", script], talk=True, environment={"GREETING": "hello"}
+        )
+        child.write_line("world")
+        assert await child.read_line() == "0 hello world\n"
         assert await child.wait() == 0
 
 

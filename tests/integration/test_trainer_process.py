@@ -31,6 +31,7 @@ from shared.signing.identity import DeviceIdentity, FleetVerifier
 from tests.integration.agent_kit import examples
 
 RUN_ID = 7
+SMALL = encode_records(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(3, np.float32))})}))
 
 
 @pytest.fixture
@@ -55,8 +56,9 @@ def echo(number: int, *pieces: Piece) -> LocalTask:
 
 async def test_it_runs_niced_and_capped_behind_a_socket_of_its_own(tmp_path: Path, authority: Authority) -> None:
     trainer = ProcessTrainer(tmp_path / "t.sock", device(tmp_path, "dev-1", authority), Limits(memory_mib=700))
-    await trainer.warm()
+    outcome = await trainer.run(echo(1, Piece(inline=SMALL)))
     try:
+        assert outcome.error_code == 0
         assert trainer.pid is not None
         process = psutil.Process(trainer.pid)
         assert process.nice() == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
@@ -72,13 +74,12 @@ async def test_a_task_that_wants_too_much_memory_costs_that_task(tmp_path: Path,
     trainer = ProcessTrainer(tmp_path / "t.sock", device(tmp_path, "dev-1", authority), Limits(memory_mib=300))
     blobs = FolderBlobs(tmp_path / "in", durable=False)
     large = encode_records(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(40_000_000, np.float32))})}))
-    small = encode_records(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(3, np.float32))})}))
     try:
         path = blobs.path(blobs.write(large))
         outcome = await trainer.run(echo(1, Piece(path=path)))
         assert outcome.error_code != 0
         assert "MemoryError" in outcome.error_reason or "died" in outcome.error_reason
-        assert (await trainer.run(echo(2, Piece(inline=small)))).error_code == 0
+        assert (await trainer.run(echo(2, Piece(inline=SMALL)))).error_code == 0
     finally:
         await trainer.release()
 
@@ -129,7 +130,6 @@ async def test_four_megabytes_there_and_back_cost_milliseconds(tmp_path: Path, a
     path = blobs.path(blobs.write(encode_records(RecordDict({"arrays": ArrayRecord({"w": Array(weights)})}))))
     times = []
     try:
-        await trainer.warm("echo")
         for number in range(15):
             begun = time.perf_counter()
             outcome = await trainer.run(echo(number, Piece(path=path)))

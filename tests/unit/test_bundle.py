@@ -115,6 +115,12 @@ def test_a_bundle_is_refused_with(harm: Callable[[Path], object], folder: Path) 
         inspect_bundle(folder)
 
 
+def test_an_empty_file_is_called_empty(folder: Path) -> None:
+    (folder / MODEL).write_bytes(b"")
+    with pytest.raises(Malformed, match=r"^model\.json is empty$"):
+        read_bundle(folder)
+
+
 def test_no_folder_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_bundle(tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 """The device's client apps, called as Flower calls them: a message in, a message out."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from edge_agent.client_app import app_names, load_app
+from edge_agent.client_app import load_app
 from edge_agent.storage import DataStore
-from shared.errors import Conflict, Malformed, NotFound, UpdateRejected
+from shared.client_apps import UNFIT
+from shared.errors import NotFound, UpdateRejected
 from shared.flower import new_message, to_numpy
 from shared.learning.models import initial_state
 from shared.learning.spec import ModelSpec, new_spec
 from tests.unit.learning.pictures import pictures
 
+IMAGES = "image-classifier"
 SPEC = new_spec("cnn-small", {"shape": "1x12x12", "width": 8})
 STATE = initial_state(SPEC, np.random.default_rng(0))
 
@@ -53,7 +56,6 @@ def softmax_zeros() -> dict[str, np.ndarray]:
 
 
 def test_an_unknown_app_lists_what_there_is() -> None:
-    assert app_names() == ["echo", "image-classifier", "softmax"]
     with pytest.raises(NotFound, match="echo, image-classifier, softmax"):
         load_app("os.system")
 
@@ -147,18 +149,25 @@ def poisoned() -> dict[str, np.ndarray]:
     return {**STATE, "0.0.weight": np.full_like(STATE["0.0.weight"], np.nan)}
 
 
-BAD: dict[str, tuple[Callable[[], Message], type[Exception]]] = {
-    "no model": (lambda: ask(STATE, spec=None), Malformed),
-    "an unknown setting": (lambda: ask(STATE, learning_rate=0.1), Malformed),
-    "an impossible setting": (lambda: ask(STATE, lr=-1.0), Malformed),
-    "a word for a number": (lambda: ask(STATE, epochs="many"), Malformed),
-    "arrays of another model": (lambda: ask({"w": np.zeros(3, np.float32)}), UpdateRejected),
-    "NaN": (lambda: ask(poisoned()), UpdateRejected),
-    "an unknown factory": (lambda: ask(STATE, spec=new_spec("evil", {})), NotFound),
+UNFIT_TASKS: dict[str, tuple[str, Callable[[], Message], str]] = {
+    "no model": (IMAGES, lambda: ask(STATE, spec=None), "no ConfigRecord 'model'"),
+    "an unknown setting": (IMAGES, lambda: ask(STATE, learning_rate=0.1), "config.learning-rate: unknown key"),
+    "an impossible setting": (IMAGES, lambda: ask(STATE, lr=-1.0), "config: lr is positive"),
+    "a word for a number": (IMAGES, lambda: ask(STATE, epochs="many"), "config.epochs: expected int"),
+    "arrays of another model": (IMAGES, lambda: ask({"w": np.zeros(3, np.float32)}), "not those of the model"),
+    "NaN": (IMAGES, lambda: ask(poisoned()), "not those of the model"),
+    "an unknown factory": (IMAGES, lambda: ask(STATE, spec=new_spec("evil", {})), "evil"),
     "a model for other pictures": (
+        IMAGES,
         lambda: ask(initial_state(wide(), np.random.default_rng(0)), spec=wide()),
-        Conflict,
+        r"\[1, 12, 20\]",
     ),
+    "arrays for other features": (
+        "softmax",
+        lambda: ask({**softmax_zeros(), "weight": np.zeros((10, 9), np.float32)}, spec=None),
+        "144 features",
+    ),
+    "more spread than there may be": ("echo", lambda: ask({"w": np.ones(3)}, spec=None, spread=2.0), "spread is"),
 }
 
 
@@ -166,14 +175,24 @@ def wide() -> ModelSpec:
     return new_spec("cnn-small", {"shape": "1x12x20", "width": 8})
 
 
-@pytest.mark.parametrize(("message", "error"), BAD.values(), ids=BAD.keys())
-def test_a_message_is_refused_with(message: Callable[[], Message], error: type[Exception], context: Context) -> None:
-    with pytest.raises(error):
-        load_app("image-classifier")(message(), context)
+@pytest.mark.parametrize(("app", "message", "says"), UNFIT_TASKS.values(), ids=UNFIT_TASKS)
+def test_a_task_that_the_device_cannot_do_is_answered_so_whatever_is_wrong_with_it(
+    app: str, message: Callable[[], Message], says: str, context: Context
+) -> None:
+    reply = load_app(app)(message(), context)
+    assert reply.error.code == UNFIT
+    assert re.search(says, reply.error.reason or ""), reply.error.reason
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+def test_training_that_diverges_is_a_failure_of_that_attempt(context: Context) -> None:
+    with pytest.raises(UpdateRejected, match="lower lr"):
+        load_app("softmax")(ask({name: array + 3e38 for name, array in softmax_zeros().items()}, spec=None), context)
 
 
 def test_a_device_without_examples_says_so(tmp_path: Path) -> None:
     config: dict[str, Any] = {"data_dir": str(tmp_path), "state_dir": str(tmp_path)}
     empty = Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
-    with pytest.raises(NotFound, match="ingest"):
-        load_app("image-classifier")(ask(STATE), empty)
+    reply = load_app(IMAGES)(ask(STATE), empty)
+    assert reply.error.code == UNFIT
+    assert "ingest" in (reply.error.reason or "")

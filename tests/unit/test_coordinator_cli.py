@@ -1,6 +1,8 @@
 """What the `coordinator` command prints and how it ends."""
 
 import contextlib
+import io
+import os
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -9,11 +11,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from coordinator.cli.render import Column, print_fields, print_table, print_text
+from coordinator.cli.parse import parse_arguments
+from coordinator.cli.render import Column, print_fields, print_table, print_text, progress
 from coordinator.cli.root import cli
+from coordinator.releases.plan import RolloutPlan
+from coordinator.store.engine import open_engine
 from protos.fleet.v1 import admin_pb2
 from shared.cli import run_cli
-from shared.errors import ConfigError, NotFound, Unavailable
+from shared.errors import ConfigError, InputError, NotFound, Unavailable
 
 HOSTILE = "[bold red]ok[/] [link=https://evil.example]here[/link] \x1b]0;owned\x07\x1b[2J\ud800\n[/]"
 
@@ -37,7 +42,23 @@ def test_the_help_of_every_command_shows_how_it_is_typed(path: str) -> None:
 
     assert shown.exit_code == 0
     assert f"\n  coordinator {path}" in shown.output
-    assert ("--json" in shown.output) or path in ("init", "serve")
+    assert ("--json" in shown.output) or path in ("init", "serve", "job example")
+    assert max(map(len, shown.output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("noun", ["", *sorted({path.split()[0] for path in COMMANDS if " " in path})])
+def test_the_list_of_commands_says_what_each_does_in_whole_sentences(noun: str) -> None:
+    shown = CliRunner().invoke(cli, [*noun.split(), "--help"], terminal_width=80)
+
+    assert shown.exit_code == 0
+    assert "..." not in shown.output.partition("Commands:")[2]
+    assert max(map(len, shown.output.splitlines())) <= 80
+
+
+def test_the_plan_in_the_help_of_rollouts_is_one() -> None:
+    shown = CliRunner().invoke(cli, ["rollout", "start", "--help"]).output
+    plan = RolloutPlan.parse(shown.partition("careful.toml:\n")[2].partition("\n\n")[0])
+    assert (plan.stages, plan.gate.accuracy_budget) == ((1, 5, 0.5, 1.0), 0.01)
 
 
 def test_markup_and_escape_sequences_of_a_device_are_shown_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +98,17 @@ def test_a_failure_is_one_line_and_the_exit_code_of_its_class(
     assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
+def test_an_argument_that_is_no_text_is_refused_before_a_library_trips_over_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["coordinator", "device", "show", os.fsdecode(b"dev\xff")])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(cli)
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: the argument b'dev\\xff' is not valid UTF-8\n"
+
+
 def test_a_command_that_was_interrupted_ends_as_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def interrupted() -> None:
@@ -90,11 +122,11 @@ def test_a_command_that_was_interrupted_ends_as_shells_expect(monkeypatch: pytes
 
 
 ROWS = [("rol-1", "paused", "three of four devices were silent for an hour"), ("rol-2", "completed", "-")]
-COLUMNS_SHOWN: list[Column] = [("ROLLOUT", itemgetter(0)), ("STATE", itemgetter(1))]
+COLUMNS_SHOWN: list[Column] = [("ROLLOUT", itemgetter(0)), ("STATE", itemgetter(1)), ("REASON", itemgetter(2))]
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    print_table(ROWS, COLUMNS_SHOWN, empty="none", tail=("REASON", itemgetter(2)))
+    print_table(ROWS, COLUMNS_SHOWN, empty="none")
     return capsys.readouterr().out.splitlines()
 
 
@@ -109,16 +141,84 @@ def test_a_program_that_reads_a_listing_gets_a_row_a_line(
     ]
 
 
-def test_on_a_narrow_terminal_a_reason_goes_below_its_row(
+NARROW = {
+    "room for all": (
+        70,
+        [
+            "ROLLOUT  STATE      REASON",
+            "rol-1    paused     three of four devices were silent for an hour",
+            "rol-2    completed  -",
+        ],
+    ),
+    "room for two columns": (
+        30,
+        [
+            "ROLLOUT  STATE",
+            "rol-1    paused",
+            "  reason: three of four",
+            "    devices were silent for an",
+            "    hour",
+            "rol-2    completed",
+        ],
+    ),
+    "room for one column": (
+        16,
+        [
+            "ROLLOUT",
+            "rol-1",
+            "  state: paused",
+            "    reason:",
+            "    three of",
+            "    four devices",
+            "    were silent",
+            "    for an hour",
+            "rol-2",
+            "  state:",
+            "    completed",
+        ],
+    ),
+    "no room at all": (5, ["ROLLOUT", "rol-1", "  state:"]),
+}
+
+
+@pytest.mark.parametrize(("width", "lines"), NARROW.values(), ids=NARROW)
+def test_on_a_narrow_terminal_the_last_columns_go_below_their_row(
+    width: int, lines: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert printed(capsys)[: len(lines)] == lines
+
+
+def test_on_a_narrow_terminal_a_long_value_goes_on_below_itself_and_what_is_copied_stays_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
-    assert printed(capsys) == [
-        "ROLLOUT  STATE",
-        "rol-1    paused",
-        "  reason: three of four devices were silent for an hour",
-        "rol-2    completed",
+    monkeypatch.setenv("COLUMNS", "26")
+    print_fields([("state", "paused (too few devices)"), ("manifest", "0123456789abcdef01234567")])
+    assert capsys.readouterr().out.splitlines() == [
+        "state     paused (too few",
+        "          devices)",
+        "manifest  0123456789abcdef01234567",
     ]
+
+
+BAD_URLS = {
+    "mysql://somewhere": "begins with postgresql",
+    "postgresql://fleet": "begins with postgresql",
+    "nonsense": "cannot be read as a URL",
+    "postgresql+psycopg://u:secret@host:port/fleet": "cannot be read as a URL",
+    "postgresql+psycopg://host/fleet?speed=9": 'invalid connection option "speed"',
+    "sqlite:///": "absolute path",
+    "sqlite:///fleet.db": "absolute path",
+}
+
+
+@pytest.mark.parametrize(("url", "says"), BAD_URLS.items())
+def test_a_database_that_cannot_be_is_refused_in_one_line_without_its_password(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        open_engine(url)
+    assert refused.value.path == "database_url"
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +226,7 @@ def test_on_a_narrow_terminal_a_reason_goes_below_its_row(
     [
         ["init", "--advertise", "http://fleet:1"],
         ["init", "--advertise", ""],
-        ["init", "--database-url", "mysql://somewhere"],
+        *(["init", "--database-url", url] for url in BAD_URLS),
         ["init", "--port-base", "65534"],
         *(["token", "create", "--valid-for", value] for value in ("nan", "inf", "1e300", "-1")),
         ["rollout", "start", "digits", "--release", "-1"],
@@ -182,3 +282,53 @@ def test_what_follows_a_watch_with_and_happens_only_if_all_went_well(
     outcome = CliRunner().invoke(cli, [noun, "watch", "x", *json])
     assert outcome.exit_code == code
     assert len(outcome.output.splitlines()) == 2
+
+
+def test_the_arguments_of_a_network_are_numbers_and_truth_values_where_they_look_so() -> None:
+    typed = ["width=16", "ratio=0.5", "deep=true", "shape=1x28x28", "classes=cat,dog", 'name="7"', "day=2026-11-24"]
+    assert parse_arguments(typed) == {
+        "width": 16,
+        "ratio": 0.5,
+        "deep": True,
+        "shape": "1x28x28",
+        "classes": "cat,dog",
+        "name": "7",
+        "day": "2026-11-24",
+    }
+    with pytest.raises(ConfigError, match="an argument is KEY=VALUE, not 'width'"):
+        parse_arguments(["width"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)], ids=["terminal", "file"])
+def test_progress_is_for_people_alone(stream: type[io.StringIO], shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    console = stream()
+    monkeypatch.setattr("sys.stderr", console)
+    with progress() as say:
+        say("epoch 1 of 4: [red]loss 0.5\x1b[2J")
+    written = console.getvalue()
+    assert ("epoch 1 of 4: [red]loss 0.5" in written) is shown
+    assert "\x1b[2J" not in written
+
+
+@pytest.mark.parametrize(
+    "more",
+    {
+        "a rate that is no number": ("--lr", "nan"),
+        "an argument without a value": ("--arg", "width"),
+        "a folder that is there": ("--out", "."),
+        "a file that is no archive": (),
+    }.values(),
+)
+def test_a_model_that_cannot_be_built_is_refused_before_a_worker_starts(more: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    out = tmp_path / "bundle"
+    words = ["model", "build", "--factory", "cnn-small", "--data", str(tmp_path / "junk.npz"), "--out", str(out), *more]
+    outcome = CliRunner().invoke(cli, words)
+    assert isinstance(outcome.exception, InputError)
+    assert not out.exists()

@@ -52,7 +52,18 @@ def test_what_is_written_arrives() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "complaint"),
     {
-        "an unknown key": ('name = "x"\nsecuer = true', "job.toml", "unknown key secuer"),
+        "a key that is misspelt": (
+            'name = "x"\nsecuer = true',
+            "job.toml",
+            "unknown key secuer (did you mean secure?)",
+        ),
+        "a key that is misspelt, and so missing too": ('nam = "x"', "job.toml", "unknown key nam (did you mean name?)"),
+        "a misspelt key behind another mistake": (
+            "name = 5\nsteps = []",
+            "job.toml",
+            "unknown key steps (did you mean",
+        ),
+        "an unknown key like no other": ('name = "x"\nzzz = 1', "job.toml", "unknown key zzz"),
         "a missing key": ("secure = true", "job.toml", "missing key name"),
         "a number for a text": ("name = 5", "name", "expected str, found int 5"),
         "a text for a bool": ('name = "x"\nsecure = "true"', "secure", "expected bool, found str"),

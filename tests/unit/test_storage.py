@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from structlog.testing import capture_logs
 
 from edge_agent.storage import DataStore, load_file
-from shared.errors import Corrupt, Malformed, NotFound, StorageFull
+from shared.errors import Conflict, Corrupt, Malformed, NotFound, StorageFull
 from shared.learning.examples import is_held_out, split_examples
 
 
@@ -24,6 +25,10 @@ def rows(x: np.ndarray) -> set[bytes]:
     return {row.tobytes() for row in x}
 
 
+def count(store: DataStore) -> int:
+    return sum(sum((one.labels or {}).values()) for one in store.contents())
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> DataStore:
     return DataStore(tmp_path / "data")
@@ -31,10 +36,10 @@ def store(tmp_path: Path) -> DataStore:
 
 def test_what_goes_in_comes_out_in_order(store: DataStore) -> None:
     x, y = some(50)
-    assert store.ingest(x[:30], y[:30]) == 30
-    assert store.ingest(x[30:], y[30:]) == 20
+    assert store.ingest(x[:30], y[:30]).added == 30
+    assert store.ingest(x[30:], y[30:]).added == 20
     split = store.split()
-    assert store.count() == len(split.train_y) + len(split.held_y) == 50
+    assert count(store) == len(split.train_y) + len(split.held_y) == 50
     held = is_held_out(x)
     assert np.array_equal(split.train_x, x[~held])
     assert np.array_equal(split.held_y, y[held])
@@ -43,10 +48,11 @@ def test_what_goes_in_comes_out_in_order(store: DataStore) -> None:
 
 
 def test_the_same_examples_again_change_nothing(store: DataStore) -> None:
-    store.ingest(*some(10))
+    first = store.ingest(*some(10), source="monday.npz")
     store.ingest(*some(5, seed=1))
-    assert store.ingest(*some(10)) == 0
-    assert (store.count(), len(store.chunks())) == (15, 2)
+    again = store.ingest(*some(10), source="copy.npz")
+    assert (again.added, again.chunk) == (0, first.chunk)
+    assert (count(store), len(store.chunks())) == (15, 2)
 
 
 def test_an_example_stays_on_its_side_however_the_store_grows(store: DataStore) -> None:
@@ -74,7 +80,7 @@ def test_there_is_always_something_to_train_on_and_nothing_is_lost(count: int, s
 def test_an_empty_store_says_what_to_do(store: DataStore) -> None:
     with pytest.raises(NotFound, match="edge-agent ingest"):
         store.split()
-    assert store.count() == 0
+    assert count(store) == 0
 
 
 X, Y = some(6)
@@ -118,7 +124,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(
     with pytest.raises(StorageFull):
         store.ingest(*some(10, seed=1))
     assert sorted(os.listdir(tmp_path / "data")) == before
-    assert store.count() == 10
+    assert count(store) == 10
 
 
 def test_a_damaged_chunk_is_told(store: DataStore) -> None:
@@ -134,12 +140,99 @@ def test_a_damaged_chunk_is_told(store: DataStore) -> None:
 def test_what_a_crash_left_half_written_is_passed_over(store: DataStore, tmp_path: Path) -> None:
     store.ingest(*some(10))
     (tmp_path / "data" / ".00000001-ab.safetensors.0011.tmp").write_bytes(b"half")
-    assert store.count() == 10
+    assert count(store) == 10
 
 
 def test_examples_are_for_their_owner_alone(store: DataStore) -> None:
     store.ingest(*some(3))
     assert store.chunks()[0].path.stat().st_mode & 0o077 == 0
+
+
+def test_what_a_model_cannot_take_is_left_out_and_told(store: DataStore) -> None:
+    x, y = some(40)
+    y[[3, 7]] = 77
+    chunk = store.ingest(x, y, source="monday.npz").chunk
+    store.ingest(*some(20, seed=1))
+    with capture_logs() as logs:
+        split = store.split(shape=(1, 3, 3), classes=10)
+    found = np.concatenate([split.train_x, split.held_x])
+    assert len(found) == 58
+    assert not rows(found) & rows(x[[3, 7]])
+    assert max(split.train_y.max(), split.held_y.max()) < 10
+    assert [{**one, "event": "", "log_level": ""} for one in logs] == [
+        {
+            "event": "",
+            "log_level": "",
+            "file": "monday.npz",
+            "id": chunk.id,
+            "examples": 2,
+            "reason": "labels up to 77, the model has 10 classes",
+        }
+    ]
+
+
+def test_with_nothing_left_the_error_names_what_is_there_but_not_the_owners_file(store: DataStore) -> None:
+    first = store.ingest(*some(10), source="maria.npz").chunk
+    store.ingest(*some(10, seed=1))
+    with pytest.raises(
+        Conflict, match=r"the first of 2 files, has shape \[1, 3, 3\], the model takes \[3, 8, 8\];"
+    ) as refused:
+        store.split(shape=(3, 8, 8), classes=10)
+    assert first.id in refused.value.message
+    assert "maria" not in refused.value.message
+    with pytest.raises(Conflict, match="labels up to 8, the model has 0 classes"):
+        store.split(classes=0)
+
+
+def test_a_file_is_removed_by_its_id_or_its_own_name(store: DataStore) -> None:
+    first = store.ingest(*some(10), source="monday.npz").chunk
+    second = store.ingest(*some(10, seed=1), source="tuesday 1.npz").chunk
+    assert (first.source, second.source) == ("monday.npz", "tuesday_1.npz")
+    assert store.remove("monday.npz") == first
+    assert store.remove(second.id) == second
+    assert store.chunks() == []
+    for name in (second.id, "", "0"):
+        with pytest.raises(NotFound, match="data list"):
+            store.remove(name)
+
+
+def test_a_name_that_two_files_have_removes_neither(store: DataStore) -> None:
+    chunks = [store.ingest(*some(10, seed), source="a.npz").chunk for seed in (0, 1)]
+    with pytest.raises(Conflict, match=f"{chunks[0].id}, {chunks[1].id}"):
+        store.remove("a.npz")
+    assert store.chunks() == chunks
+
+
+def test_a_file_that_goes_while_it_is_read_is_passed_over(store: DataStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = store.ingest(*some(10)).chunk
+    store.ingest(*some(20, seed=1))
+    before = store.chunks()
+    store.remove(gone.id)
+    monkeypatch.setattr(store, "chunks", lambda: before)  # listed just before it went
+    assert gone.read() is None
+    split = store.split()
+    assert len(split.train_y) + len(split.held_y) == count(store) == 20
+
+
+def test_what_is_there_is_listed_also_when_it_is_damaged(store: DataStore) -> None:
+    x, _ = some(6)
+    whole, damaged = store.ingest(x, np.array([1, 1, 2, 7, 7, 7])).chunk, store.ingest(*some(5, seed=1)).chunk
+    damaged.path.write_bytes(b"x")
+    first, second = store.contents()
+    assert (first.chunk, first.labels, first.shape) == (whole, {1: 2, 2: 1, 7: 3}, (1, 3, 3))
+    assert first.size_bytes == whole.path.stat().st_size
+    assert (second.chunk, second.labels, second.size_bytes) == (damaged, None, 1)
+    store.remove(damaged.id)
+    assert [one.chunk for one in store.contents()] == [whole]
+
+
+def test_of_several_files_all_are_good_or_none_is_taken(store: DataStore, tmp_path: Path) -> None:
+    for name, width in (("a.npz", 3), ("b.npz", 4)):
+        np.savez(tmp_path / name, x=np.ones((2, 1, width, width), np.float32), y=np.array([0, 1]))
+    with pytest.raises(Malformed, match=r"b\.npz: examples have shape \[1, 4, 4\].*data remove"):
+        store.ingest_files([tmp_path / "a.npz", tmp_path / "b.npz"])
+    assert store.chunks() == []
+    assert [one.chunk.source for one in store.ingest_files([tmp_path / "b.npz"])] == ["b.npz"]
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors"])
@@ -161,8 +254,13 @@ def test_a_pickle_in_an_archive_is_never_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "exploded"),)
 
     np.savez(tmp_path / "a.npz", x=np.array([Bomb()], dtype=object), y=np.array([1]))
-    with pytest.raises(Malformed):
-        load_file(tmp_path / "a.npz")
+    np.save(tmp_path / "b.npy", np.array([Bomb()], dtype=object))
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    (tmp_path / "c.npz").write_bytes(b"\x80\x04N.")  # a pickled None
+    for name in ("a.npz", "b.npz", "c.npz"):
+        with pytest.raises(Malformed, match=rf"^{name}.*numpy\.savez") as refused:
+            load_file(tmp_path / name)
+        assert "allow" not in str(refused.value), "NumPy's advice is to load it unsafely"
     assert not (tmp_path / "exploded").exists()
 
 
@@ -171,6 +269,13 @@ def test_files_that_hold_something_else_are_refused(name: str, data: bytes, tmp_
     (tmp_path / name).write_bytes(data)
     with pytest.raises(Malformed):
         load_file(tmp_path / name)
+
+
+def test_whole_numbers_for_pixels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    x, y = some(4)
+    np.savez(tmp_path / "a.npz", x=(x * 255).astype(np.uint8), y=y)
+    with pytest.raises(Malformed, match=r"^a\.npz: x is uint8: .* x\.astype\(numpy\.float32\) / 255"):
+        load_file(tmp_path / "a.npz")
 
 
 def test_no_file_is_not_found(tmp_path: Path) -> None:

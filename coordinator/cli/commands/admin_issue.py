@@ -14,7 +14,7 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, home_option, js
 @json_option
 @home_option
 def command(home: Path, name: str, out: Path, valid_days: float, as_json: bool) -> None:
-    """Let somebody command from afar: make a key here and have the coordinator sign it. The key is never sent.
+    """Let somebody command from afar. A key is made here and signed by the coordinator; the key is never sent.
 
     Only on the coordinator's machine. The folder is the admin's: whoever has it may do what they may.
 

@@ -17,7 +17,7 @@ def command(where: Where, limit: int, as_json: bool) -> None:
     """
     import json
 
-    from coordinator.cli.render import moment, print_json, print_table, to_plain
+    from coordinator.cli.render import labels, moment, print_json, print_table, to_plain
     from protos.fleet.v1 import admin_pb2
 
     with admin(where) as stub:
@@ -32,10 +32,7 @@ def command(where: Where, limit: int, as_json: bool) -> None:
             ("WHO", lambda e: e.actor),
             ("DID", lambda e: e.action),
             ("TO", lambda e: e.subject),
+            ("DETAIL", lambda e: labels(json.loads(e.detail_json or "{}")) or "-"),
         ],
-        tail=(
-            "DETAIL",
-            lambda e: " ".join(f"{k}={v}" for k, v in sorted(json.loads(e.detail_json or "{}").items())) or "-",
-        ),
         empty="nothing was done yet",
     )

@@ -28,12 +28,12 @@ def command(where: Where, cohort: str, as_json: bool) -> None:
         devices,
         [
             ("NAME", lambda d: d.name),
-            ("ID", lambda d: d.id),
             ("STATE", lambda d: d.state),
             ("SERVES", lambda d: " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in d.models) or "-"),
-            ("PROFILE", lambda d: d.profile or "-"),
             ("LAST SEEN", lambda d: "online" if d.connected else moment(d.last_seen_at)),
+            ("ID", lambda d: d.id),
+            ("PROFILE", lambda d: d.profile or "-"),
+            ("LABELS", lambda d: labels(d.labels) or "-"),
         ],
-        tail=("LABELS", lambda d: labels(d.labels) or "-"),
         empty="no devices yet: make a join token with `coordinator token create`",
     )

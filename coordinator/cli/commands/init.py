@@ -9,7 +9,7 @@ from coordinator.cli.client import home_option
 
 @click.command("init")
 @click.option("--name", default="fleet", show_default=True, help="The fleet's name, in its certificates.")
-@click.option("--advertise", default="localhost", show_default=True, help="The host that agents dial.")
+@click.option("--advertise", default="localhost", show_default=True, help="The host that agents dial, without a port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port-base",
@@ -21,11 +21,12 @@ from coordinator.cli.client import home_option
 @click.option("--database-url", default="", help="postgresql+psycopg://… instead of SQLite in the home folder.")
 @home_option
 def command(home: Path, name: str, advertise: str, host: str, port_base: int, database_url: str) -> None:
-    """Make a coordinator's home: settings, certificate authority, release keys, database. Never overwrites one.
+    """Make a coordinator's home: settings, keys, database. Never overwrites one.
 
     \b
     coordinator init
-    coordinator init --home ./coordinator --advertise fleet.example.org --host 0.0.0.0
+    coordinator init --advertise fleet.example.org --host 0.0.0.0
+    coordinator init --home ./lab --port-base 0
     """
     from coordinator.app import initialise
     from coordinator.cli.parse import check_database_url, check_host

@@ -12,9 +12,10 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, home_option, js
 @json_option
 @home_option
 def command(home: Path, role: str, as_json: bool) -> None:
-    """Replace the keys of a role of release metadata, as when one may have leaked. Only on the coordinator's machine.
+    """Replace the keys of a role of release metadata. Only on the coordinator's machine.
 
-    The old keys stop counting; devices follow with the next command that they get, however long they were away.
+    For when one may have leaked: the old keys stop counting. Devices follow with the next command that they get, however long
+    they were away.
 
     \b
     coordinator keys rotate timestamp

@@ -13,7 +13,7 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, home_option, js
 @json_option
 @home_option
 def command(home: Path, bundle: Path, name: str, as_json: bool) -> None:
-    """Check a bundle folder, store it and sign it as the model's next release. Publishing it again changes nothing.
+    """Sign a bundle folder as the model's next release. It is checked whole first; publishing it again changes nothing.
 
     \b
     coordinator model publish ./bundle --name digits

@@ -31,7 +31,7 @@ def command(where: Where, as_json: bool) -> None:
             ("STAGE", lambda r: f"{r.stage}/{r.stages}"),
             ("PROVEN", lambda r: f"{sum(d.state == 'PROVEN' for d in r.devices)} of {len(r.devices)}"),
             ("STARTED", lambda r: moment(r.started_at)),
+            ("REASON", lambda r: r.reason or "-"),
         ],
-        tail=("REASON", lambda r: r.reason or "-"),
         empty="no rollouts yet: `coordinator rollout start MODEL`",
     )

@@ -10,7 +10,7 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, wh
 @json_option
 @where_option
 def command(where: Where, rollout: str, as_json: bool) -> None:
-    """Show a rollout, device by device, with each device's signed measurements.
+    """Show a rollout, device by device. RUNTIME and what follows is what each device measured and signed.
 
     \b
     coordinator rollout show rol-0123456789

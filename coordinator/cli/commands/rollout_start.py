@@ -15,11 +15,20 @@ from coordinator.cli.client import CALL_TIMEOUT_S, MAX_NUMBER, Where, admin, jso
 @json_option
 @where_option
 def command(where: Where, model: str, release: int | None, plan: Path | None, cohort: str, as_json: bool) -> None:
-    """Bring a release to devices in stages: one canary, a quarter, then all, unless --plan says otherwise.
+    """Bring a release to devices in stages. One canary, a quarter, then all, unless --plan says otherwise.
 
     \b
     coordinator rollout start digits
-    coordinator rollout start digits --release 3 --plan careful.toml --cohort site=lab
+    coordinator rollout start digits --release 3 --cohort site=lab
+    coordinator rollout start digits --plan careful.toml
+
+    \b
+    careful.toml:
+      stages = [1, 5, 0.5, 1.0]   # devices, then shares of the cohort
+      soak_s = 3600.0             # seconds between two stages
+      max_failures = 0            # of a stage; more refuse the release
+      [gate]
+      accuracy_budget = 0.01      # so much less is no reason to refuse
     """
     from coordinator.cli.parse import read_text
     from coordinator.cli.rollout import show_rollout

@@ -11,7 +11,7 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, wh
 @json_option
 @where_option
 def command(where: Where, rollout: str, reason: str, as_json: bool) -> None:
-    """Withdraw the release: every device that has it goes back to the one before.
+    """Withdraw the release. Every device that has it goes back to the one before.
 
     \b
     coordinator rollout undo rol-0123456789 --reason 'worse at night'

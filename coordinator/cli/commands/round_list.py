@@ -35,7 +35,7 @@ def command(where: Where, job: str, as_json: bool) -> None:
             ("UP", lambda r: size(r.bytes_up)),
             ("DOWN", lambda r: size(r.bytes_down)),
             ("SECONDS", lambda r: f"{r.ended_at - r.started_at:.1f}" if r.ended_at else "-"),
+            ("REASON", lambda r: r.reason or "-"),
         ],
-        tail=("REASON", lambda r: r.reason or "-"),
         empty="no rounds yet",
     )

@@ -12,7 +12,7 @@ from coordinator.cli.client import CALL_TIMEOUT_S, MAX_NUMBER, Where, admin, jso
 @json_option
 @where_option
 def command(where: Where, job: str, round_number: int, attempt: int | None, as_json: bool) -> None:
-    """Show what each device did in a round: counted, dropped, recovered or rejected, and why.
+    """Show what each device did in a round. It was counted, dropped, recovered or rejected, and why.
 
     \b
     coordinator round show digits 3
@@ -34,6 +34,7 @@ def command(where: Where, job: str, round_number: int, attempt: int | None, as_j
             *((name, f"{answer.metrics[name]:.4f}") for name in sorted(answer.metrics)),
         ]
     )
+    click.echo()
     print_table(
         sorted(answer.devices, key=lambda d: d.name),
         [
@@ -43,7 +44,7 @@ def command(where: Where, job: str, round_number: int, attempt: int | None, as_j
             ("UP", lambda d: size(d.bytes_up)),
             ("DOWN", lambda d: size(d.bytes_down)),
             ("SECONDS", lambda d: f"{d.seconds:.1f}"),
+            ("REASON", lambda d: d.reason or "-"),
         ],
-        tail=("REASON", lambda d: d.reason or "-"),
         empty="no devices",
     )

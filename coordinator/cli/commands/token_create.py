@@ -21,13 +21,14 @@ def command(
     coordinator token create > token
     coordinator token create --count 8 --valid-for 1 --label site=lab --json
     """
-    from coordinator.cli.parse import check_hours, parse_labels
+    from coordinator.cli.parse import check_hours
     from coordinator.cli.render import moment, print_json, to_plain
     from protos.fleet.v1 import admin_pb2
+    from shared.cli import parse_pairs
 
     request = admin_pb2.CreateTokenRequest(
         valid_for_s=check_hours(valid_for) * 3600,
-        labels=parse_labels(labels),
+        labels=parse_pairs(labels),
         require_approval=require_approval,
         count=count,
     )

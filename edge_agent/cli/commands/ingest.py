@@ -4,24 +4,34 @@ from pathlib import Path
 
 import click
 
-from edge_agent.cli.options import home_option
+from edge_agent.cli.options import home_option, json_option
 
 
 @click.command("ingest")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
 @home_option
-def command(home: Path, files: tuple[Path, ...]) -> None:
+def command(home: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Add labelled examples: .npz or .safetensors files with arrays x (float) and y (integers). Works while the agent runs.
 
     \b
     edge-agent ingest monday.npz tuesday.npz
-    edge-agent ingest --home ./cam-1 shard.safetensors
+    edge-agent ingest --home ./cam-1 shard.safetensors --json
     """
-    from edge_agent.config import Home
-    from edge_agent.storage import DataStore, load_file
+    import json
 
-    loaded = [load_file(file) for file in files]  # all are good, or none is taken
-    store = DataStore(Home(home).data)
-    for file, (x, y) in zip(files, loaded, strict=True):
-        added = store.ingest(x, y)
-        click.echo(f"{file.name}: {added} examples added" if added else f"{file.name}: nothing new")
+    from edge_agent.config import Home
+    from edge_agent.storage import DataStore
+    from shared.cli import given
+
+    with given():
+        ingested = DataStore(Home(home).data).ingest_files(files)
+    done = [
+        {"file": str(file), "name": one.chunk.id, "added": one.added} for file, one in zip(files, ingested, strict=True)
+    ]
+    if as_json:
+        click.echo(json.dumps(done, indent=2, sort_keys=True))
+        return
+    for row in done:
+        said = f"{row['added']} examples added as" if row["added"] else "nothing new, it is here as"
+        click.echo(f"{row['file']}: {said} {row['name']}")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from edge_agent.cli.options import home_option
+from edge_agent.cli.options import home_option, json_option
 
 
 @click.command("status")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 @home_option
 def command(home: Path, as_json: bool) -> None:
     """Show what this device serves and does. Asks the running agent; reads its journal when none runs.

@@ -95,13 +95,3 @@ class SignedFile(_message.Message):
 class SpecialiseResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
-
-class WarmRequest(_message.Message):
-    __slots__ = ("client_app",)
-    CLIENT_APP_FIELD_NUMBER: _ClassVar[int]
-    client_app: str
-    def __init__(self, client_app: _Optional[str] = ...) -> None: ...
-
-class WarmResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...

@@ -44,11 +44,6 @@ class TrainerStub:
                 request_serializer=protos_dot_edge_dot_v1_dot_trainer__pb2.SpecialiseRequest.SerializeToString,
                 response_deserializer=protos_dot_edge_dot_v1_dot_trainer__pb2.SpecialiseResponse.FromString,
                 _registered_method=True)
-        self.Warm = channel.unary_unary(
-                '/edge.v1.Trainer/Warm',
-                request_serializer=protos_dot_edge_dot_v1_dot_trainer__pb2.WarmRequest.SerializeToString,
-                response_deserializer=protos_dot_edge_dot_v1_dot_trainer__pb2.WarmResponse.FromString,
-                _registered_method=True)
 
 
 class TrainerServicer:
@@ -68,13 +63,6 @@ class TrainerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Warm(self, request, context):
-        """Imports what an app needs before the first task asks for it. An empty name: nothing beyond the process itself.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_TrainerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -87,11 +75,6 @@ def add_TrainerServicer_to_server(servicer, server):
                     servicer.Specialise,
                     request_deserializer=protos_dot_edge_dot_v1_dot_trainer__pb2.SpecialiseRequest.FromString,
                     response_serializer=protos_dot_edge_dot_v1_dot_trainer__pb2.SpecialiseResponse.SerializeToString,
-            ),
-            'Warm': grpc.unary_unary_rpc_method_handler(
-                    servicer.Warm,
-                    request_deserializer=protos_dot_edge_dot_v1_dot_trainer__pb2.WarmRequest.FromString,
-                    response_serializer=protos_dot_edge_dot_v1_dot_trainer__pb2.WarmResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -148,33 +131,6 @@ class Trainer:
             '/edge.v1.Trainer/Specialise',
             protos_dot_edge_dot_v1_dot_trainer__pb2.SpecialiseRequest.SerializeToString,
             protos_dot_edge_dot_v1_dot_trainer__pb2.SpecialiseResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Warm(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/edge.v1.Trainer/Warm',
-            protos_dot_edge_dot_v1_dot_trainer__pb2.WarmRequest.SerializeToString,
-            protos_dot_edge_dot_v1_dot_trainer__pb2.WarmResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,55 @@ class CreateTokenResponse(_message.Message):
     expires_at: float
     def __init__(self, tokens: _Optional[_Iterable[str]] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
+class ListTokensRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListTokensResponse(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[JoinToken]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[JoinToken, _Mapping]]] = ...) -> None: ...
+
+class RevokeTokenRequest(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    def __init__(self, token: _Optional[str] = ...) -> None: ...
+
+class JoinToken(_message.Message):
+    __slots__ = ("id", "state", "labels", "require_approval", "created_at", "created_by", "expires_at", "used_at", "device", "device_name", "revoked_at")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_APPROVAL_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    USED_AT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    state: str
+    labels: _containers.ScalarMap[str, str]
+    require_approval: bool
+    created_at: float
+    created_by: str
+    expires_at: float
+    used_at: float
+    device: str
+    device_name: str
+    revoked_at: float
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., require_approval: _Optional[bool] = ..., created_at: _Optional[float] = ..., created_by: _Optional[str] = ..., expires_at: _Optional[float] = ..., used_at: _Optional[float] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., revoked_at: _Optional[float] = ...) -> None: ...
+
 class ListDevicesRequest(_message.Message):
     __slots__ = ("cohort",)
     COHORT_FIELD_NUMBER: _ClassVar[int]
@@ -54,7 +103,7 @@ class DeviceRequest(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("id", "name", "state", "labels", "profile", "connected", "enrolled_at", "last_seen_at", "certificate_expires_at", "agent_version", "models", "node_id", "reason")
+    __slots__ = ("id", "name", "state", "labels", "profile", "connected", "enrolled_at", "last_seen_at", "certificate_expires_at", "agent_version", "models", "node_id", "reason", "client_apps")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +124,7 @@ class Device(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_APPS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     state: str
@@ -88,7 +138,8 @@ class Device(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[DeviceModel]
     node_id: int
     reason: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., enrolled_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., certificate_expires_at: _Optional[float] = ..., agent_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ..., node_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    client_apps: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., profile: _Optional[str] = ..., connected: _Optional[bool] = ..., enrolled_at: _Optional[float] = ..., last_seen_at: _Optional[float] = ..., certificate_expires_at: _Optional[float] = ..., agent_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ..., node_id: _Optional[int] = ..., reason: _Optional[str] = ..., client_apps: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeviceModel(_message.Message):
     __slots__ = ("model", "release", "bundle_digest", "proven")

@@ -39,6 +39,16 @@ class AdminStub:
                 request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.CreateTokenRequest.SerializeToString,
                 response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.CreateTokenResponse.FromString,
                 _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/fleet.v1.Admin/ListTokens',
+                request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/fleet.v1.Admin/RevokeToken',
+                request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.JoinToken.FromString,
+                _registered_method=True)
         self.ListDevices = channel.unary_unary(
                 '/fleet.v1.Admin/ListDevices',
                 request_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListDevicesRequest.SerializeToString,
@@ -185,6 +195,18 @@ class AdminServicer:
     """Missing associated documentation comment in .proto file."""
 
     def CreateToken(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -371,6 +393,16 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.CreateTokenRequest.FromString,
                     response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.CreateTokenResponse.SerializeToString,
             ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListTokensRequest.FromString,
+                    response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=protos_dot_fleet_dot_v1_dot_admin__pb2.JoinToken.SerializeToString,
+            ),
             'ListDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDevices,
                     request_deserializer=protos_dot_fleet_dot_v1_dot_admin__pb2.ListDevicesRequest.FromString,
@@ -539,6 +571,60 @@ class Admin:
             '/fleet.v1.Admin/CreateToken',
             protos_dot_fleet_dot_v1_dot_admin__pb2.CreateTokenRequest.SerializeToString,
             protos_dot_fleet_dot_v1_dot_admin__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/ListTokens',
+            protos_dot_fleet_dot_v1_dot_admin__pb2.ListTokensRequest.SerializeToString,
+            protos_dot_fleet_dot_v1_dot_admin__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Admin/RevokeToken',
+            protos_dot_fleet_dot_v1_dot_admin__pb2.RevokeTokenRequest.SerializeToString,
+            protos_dot_fleet_dot_v1_dot_admin__pb2.JoinToken.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,44 @@ def test_an_expired_token_is_refused_and_stays_unspent(fleet: Fleet) -> None:
     assert record.spent_by == ""
 
 
+def test_a_revoked_token_is_refused_and_the_revocation_is_written_down_once(fleet: Fleet) -> None:
+    token = fleet.token()
+    token_id = JoinToken.parse(token).id
+    for _ in range(2):
+        assert fleet.registry.revoke_token(token_id, "admin ann").revoked_at == fleet.clock.now()
+
+    with pytest.raises(Forbidden, match="this join token was revoked; ask for a new one"):
+        fleet.registry.enrol(request(token))
+    (_, entry) = fleet.registry.audit(10)
+    assert (entry.actor, entry.action, entry.subject) == ("admin ann", "token.revoke", token_id)
+
+
+def test_a_token_that_was_used_is_not_revoked_but_its_device_is_named(fleet: Fleet) -> None:
+    device = fleet.join("dev1")
+    (token,) = fleet.registry.tokens()
+
+    with pytest.raises(Conflict, match=f"device revoke {device.id}"):
+        fleet.registry.revoke_token(token.id, "admin")
+    with pytest.raises(NotFound, match="token list"):
+        fleet.registry.revoke_token("nope", "admin")
+    assert fleet.registry.tokens() == [token]
+
+
+def test_the_state_of_a_token_is_what_became_of_it(fleet: Fleet) -> None:
+    def states() -> list[str]:
+        return sorted(str(fleet.registry.state_of(token)) for token in fleet.registry.tokens())
+
+    used, revoked, later = fleet.token(valid_for_s=10), fleet.token(valid_for_s=10), fleet.token(valid_for_s=10)
+    fleet.registry.enrol(request(used))
+    fleet.registry.revoke_token(JoinToken.parse(revoked).id, "admin")
+    assert states() == ["revoked", "unused", "used"]
+
+    fleet.clock.advance(11)
+    assert states() == ["expired", "revoked", "used"]
+    with pytest.raises(Unauthenticated, match="expired"):
+        fleet.registry.enrol(request(later))
+
+
 def test_a_guessed_secret_is_refused(fleet: Fleet) -> None:
     real = JoinToken.parse(fleet.token())
     forged = replace(real, secret=b"\0" * 16)
@@ -186,6 +224,7 @@ def test_no_secret_shows(fleet: Fleet) -> None:
     assert token.secret.hex() not in repr(token)
     assert token.text not in repr(request(token.text))
     assert repr(token.secret) not in repr(token)
+    assert token.secret_sha256 not in repr(fleet.registry.tokens())
 
 
 def test_a_lost_answer_to_a_renewal_locks_nobody_out(fleet: Fleet) -> None:

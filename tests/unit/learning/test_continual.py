@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from shared.errors import Corrupt
 from shared.learning.continual import ReplayBuffer
+from shared.learning.hyperparameters import TrainSettings
 from shared.learning.models import initial_state
 from shared.learning.spec import new_spec
-from shared.learning.train import FloatLearner, TrainSettings, evaluate, fit
+from shared.learning.train import FloatLearner, evaluate, fit
 from tests.unit.learning.pictures import pictures
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from shared.errors import UpdateRejected
 from shared.learning.compress import Recovery, quantize
+from shared.learning.hyperparameters import TrainSettings
 from shared.learning.measure import agreement, judge
 from shared.learning.models import initial_state
 from shared.learning.prune import prune
 from shared.learning.qat import QatLearner, qat_utils  # type: ignore[attr-defined]  # the module it touches
 from shared.learning.spec import ModelSpec, Recipe, new_spec
 from shared.learning.state import State
-from shared.learning.train import FloatLearner, TrainSettings, evaluate, fit
+from shared.learning.train import FloatLearner, evaluate, fit
 from tests.unit.learning.pictures import pictures
 
 SPEC = new_spec("cnn-small", {"shape": "1x12x12", "width": 8})

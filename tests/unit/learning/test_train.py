@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from shared.errors import Conflict, UpdateRejected
+from shared.learning.hyperparameters import TrainSettings
 from shared.learning.models import initial_state
 from shared.learning.spec import new_spec
 from shared.learning.state import State
-from shared.learning.train import FloatLearner, TrainSettings, batches, evaluate, fit, learning_rate, refresh_statistics
+from shared.learning.train import FloatLearner, batches, evaluate, fit, learning_rate, refresh_statistics
 from tests.unit.learning.pictures import pictures
 
 SPEC = new_spec("cnn-small", {"shape": "1x12x12", "width": 8})

@@ -9,6 +9,9 @@ from shared.errors import ConfigError
 
 TOP = 'name = "nightly"\nmodel = "digits"\nclient_app = "image-classifier"\nrounds = 8\n'
 SECURE = TOP + "[selection]\nmin_devices = 8\n"
+SOFTMAX = (
+    'name = "x"\nclient_app = "softmax"\nrounds = 1\nstart = { arrays_file = "/x" }\nselection = { min_devices = 3 }\n'
+)
 
 
 def test_a_whole_file_is_read() -> None:
@@ -38,7 +41,7 @@ max_weight = 5000
 epochs = 1
 lr = 0.05
 qat = true
-note = "x"
+replay-size = 100
 [evaluate]
 every = 2
 [[prune]]
@@ -52,7 +55,7 @@ notes = "nightly"
 """
     )
     assert spec.strategy.options == {"eta": 0.1}
-    assert spec.train == {"epochs": 1, "lr": 0.05, "qat": True, "note": "x"}
+    assert spec.train == {"epochs": 1, "lr": 0.05, "qat": True, "replay-size": 100}
     assert (spec.prune_after(4), spec.prune_after(5)) == (Prune(4, 0.3), None)
     assert [number for number in range(1, 9) if spec.evaluate.due(number)] == [2, 4, 6, 8]
     assert (spec.closing.timeout_s, spec.closing.quantile, spec.closing.grace_s) == (60.0, 0.9, 5.0)
@@ -68,7 +71,7 @@ def test_the_defaults_are_secure_and_average() -> None:
 
 def test_an_app_that_is_not_known_shares_no_metrics_unless_the_job_names_them() -> None:
     assert JobSpec.parse(SECURE.replace("image-classifier", "echo")).secret_metrics == {}
-    named = JobSpec.parse(SECURE + "[secure]\nmetrics = { loss = 9.0 }\n")
+    named = JobSpec.parse(SECURE.replace("image-classifier", "mine") + "[secure]\nmetrics = { loss = 9.0 }\n")
     assert named.secret_metrics == {"loss": 9.0}
 
 
@@ -106,7 +109,41 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "secure off and configured": (TOP + "[secure]\nenabled = false\nclip_range = 1.0\n", "remove one of the two"),
     "a training value that is a list": (SECURE + "[train]\nlr = [0.1]\n", "job.train"),
     "a training value that is not finite": (SECURE + "[train]\nlr = nan\n", "not finite"),
+    "a training value of more than 64 bits": (SECURE + f"[train]\nseed = {1 << 63}\n", "64 bits"),
     "a round number of one's own": (SECURE + "[train]\nserver-round = 7\n", "server-round"),
+    "a round number with an underscore": (SECURE + "[train]\nserver_round = 7\n", "server_round"),
+    "what the strategy sets": (
+        SECURE + '[strategy]\nname = "fedprox"\n[train]\nproximal-mu = 0.1\n',
+        "strategy.options.proximal_mu",
+    ),
+    "a setting that the app does not have": (
+        SECURE + "[train]\nlearning_rate = 0.1\n",
+        "job.train.learning_rate: unknown key; there are batch_size, epochs, local_labels, lr, ",
+    ),
+    "a setting that another app has": (SOFTMAX + "[train]\nqat = true\n", "job.train.qat: unknown key"),
+    "a setting given twice": (
+        SECURE + "[train]\nbatch_size = 8\nbatch-size = 8\n",
+        "job.train.batch-size: given twice",
+    ),
+    "a word for a learning rate": (SECURE + '[train]\nlr = "x"\n', "job.train.lr: expected a number, found str 'x'"),
+    "a negative learning rate": (SECURE + "[train]\nlr = -5\n", "job.train: lr is positive"),
+    "a learning rate of nothing for softmax": (SOFTMAX + "[train]\nlr = 0.0\n", "job.train: lr is positive"),
+    "a negative seed": (SOFTMAX + "[train]\nseed = -1\n", "job.train: proximal_mu and seed"),
+    "half an epoch": (SECURE + "[train]\nepochs = 0.5\n", "job.train.epochs: expected int"),
+    "a yes for a number": (SECURE + "[train]\nepochs = true\n", "job.train.epochs: expected int"),
+    "more spread than there may be": (
+        SOFTMAX.replace("softmax", "echo") + "[train]\nspread = 2\n",
+        "job.train: spread",
+    ),
+    "a network's app without a model": (SOFTMAX.replace("softmax", "image-classifier"), "job.model: "),
+    "a secret metric that the app does not report": (
+        SECURE + "[secure]\nmetrics = { accuracy = 1.0 }\n",
+        "job.secure.metrics.accuracy: image-classifier reports confidence, ",
+    ),
+    "a measured metric that the app does not report": (
+        SECURE + "[evaluate]\nevery = 1\nmetrics = { train_loss = 1.0 }\n",
+        "job.evaluate.metrics.train_loss: image-classifier reports eval_acc, eval_loss",
+    ),
     "evaluation every minus two rounds": (SECURE + "[evaluate]\nevery = -2\n", "job.evaluate"),
     "pruning everything": (SECURE + "[[prune]]\nafter_round = 2\nratio = 1.0\n", "job.prune"),
     "pruning before the first round": (SECURE + "[[prune]]\nafter_round = 0\nratio = 0.5\n", "job.prune"),
@@ -125,6 +162,18 @@ def test_an_impossible_file_is_refused_in_one_line_that_names_the_key(text: str,
     with pytest.raises(ConfigError, match=r"(?s)" + says.replace("[", r"\[")) as caught:
         JobSpec.parse(text)
     assert "\n" not in caught.value.message
+
+
+def test_the_settings_of_an_app_that_is_not_ours_are_its_own_affair() -> None:
+    spec = JobSpec.parse(
+        SECURE.replace("image-classifier", "mine") + '[train]\nlearning_rate = "fast"\nproximal_mu = 1\n'
+    )
+    assert spec.train == {"learning_rate": "fast", "proximal_mu": 1}
+
+
+def test_a_job_of_an_older_version_is_read_though_it_would_be_refused_now() -> None:
+    text = SECURE + "[train]\nlearning_rate = 0.1\nserver_round = 1\n"
+    assert JobSpec.accepted(text).train == {"learning_rate": 0.1, "server_round": 1}
 
 
 @given(st.integers(1, 1000), st.integers(0, 2000), st.floats(0.01, 1.0), st.floats(0.0, 3.0), st.floats(0.01, 1.0))

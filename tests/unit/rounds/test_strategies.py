@@ -4,22 +4,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.strategies import NAMES, build, load_state, restore_dtypes, save_state
+from shared.client_apps import BUILT_IN, read_settings
 from shared.errors import ConfigError, Unsupported
-from shared.flower import new_message, reply_with, to_numpy
+from shared.flower import assume_identity, new_message, reply_with, to_numpy
+from tests.protocol.secagg.appgrid import AppGrid, Node
 
 MEMORY = {"fedavgm": "server_momentum = 0.9", "fedadam": "eta = 0.2", "fedyogi": "eta = 0.2", "fedadagrad": "eta = 0.2"}
 
 
-def spec(name: str, options: str = "", *, secure: bool = False) -> JobSpec:
+def spec(name: str, options: str = "", *, secure: bool = False, more: str = "") -> JobSpec:
     return JobSpec.parse(
         f'name = "x"\nclient_app = "echo"\nrounds = 1\n[start]\narrays_file = "x"\n[selection]\nmin_devices = 3\n'
-        f'[secure]\nenabled = {str(secure).lower()}\n[strategy]\nname = "{name}"\noptions = {{ {options} }}\n'
+        f'[secure]\nenabled = {str(secure).lower()}\n[strategy]\nname = "{name}"\noptions = {{ {options} }}\n{more}'
     )
 
 
@@ -53,6 +56,19 @@ def _reply(node: int, update: ArrayRecord) -> Message:
 def test_every_name_builds_its_flower_class() -> None:
     for name in NAMES:
         assert type(build(spec(name))).__name__.lower() == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_strategy_tells_the_app_is_a_setting_that_every_built_in_app_has_and_no_job_gives(name: str) -> None:
+    assume_identity(run_id=1)
+    grid = AppGrid({node: Node(ClientApp(), Context(1, node, {}, RecordDict(), {})) for node in (1, 2, 3)})
+    (message, *_) = build(spec(name)).configure_train(1, arrays(1), ConfigRecord(), grid)
+    told = dict(message.content.config_records["config"])
+    for app in BUILT_IN.values():
+        assert read_settings(app.config, told, where="config")
+    for key in told:
+        with pytest.raises(ConfigError, match=f"job.train.{key}: the (coordinator|strategy) sets it"):
+            spec(name, more=f"[train]\n{key} = 1\n")
 
 
 @pytest.mark.parametrize("name", MEMORY)

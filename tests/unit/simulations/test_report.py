@@ -10,6 +10,7 @@ from rich.console import Console
 from shared.clock import ManualClock
 from simulations import console, report
 from simulations.answers import collect
+from simulations.loadgen import LoadStatus
 from simulations.outcome import Check, Outcome, total
 from tests.unit.simulations.factories import some_answers, some_outcome
 
@@ -86,6 +87,16 @@ def test_plain_output_is_lines_with_their_second() -> None:
     first, second = file.getvalue().splitlines()
     assert first == "   0.0s == 1. enrol"
     assert second.startswith("   2.5s    [8 devices] joined")
+
+
+def test_a_live_screen_shows_what_became_of_live_requests() -> None:
+    file = io.StringIO()
+    status = LoadStatus(answered=1234, failed=0, cut=1, held_back=9, p50_ms=2.64, releases={"2": 3, "1": 5})
+    with console.LiveScreen(Console(file=file, width=80, force_terminal=True), ManualClock()) as screen:
+        screen.watch(lambda: console.load_line(status))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "live requests: 1,234 answered, 0 failed, median 2.6 ms; release 1 on 5, 2 on 3" in text
+    assert console.load_line(None).plain == ""
 
 
 def test_a_live_screen_leaves_every_line_behind_when_it_ends() -> None:

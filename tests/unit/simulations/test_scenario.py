@@ -12,6 +12,7 @@ from simulations.scenario import Expect, Fault, Scenario, judge
 
 SHIPPED = sorted((Path(simulations.__file__).parent / "scenarios").glob("*.toml"))
 SMALL = 'name = "x"\ndevices = 3\n[job]\nname = "x"\nclient_app = "image-classifier"\nrounds = 2\n'
+_KILL = '[[fault]]\nkind = "kill"\ndevice = 1\nround = 1\nphase = "KEYS"\n'
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -30,6 +31,9 @@ def test_every_shipped_scenario_is_valid_and_gives_a_job_that_the_coordinator_ta
         ("an unknown key in the job", SMALL + "epochs = 3\n", "epochs"),
         ("a fault at no time and no phase", SMALL + '[[fault]]\nkind = "kill"\ndevice = 1\nround = 2\n', "fault"),
         ("an unknown fault", SMALL + '[[fault]]\nkind = "flood"\ndevice = 1\n', "kind"),
+        ("a fault at a phase that no round has", SMALL + _KILL.replace("KEYS", "KEY"), "no phase KEY"),
+        ("a fault in a round that never comes", SMALL + _KILL.replace("round = 1", "round = 3"), "beyond the 2"),
+        ("a job state there is not", SMALL + '[expect]\njob_state = "done"\n', "job_state"),
         ("a fault on a device there is not", SMALL + '[[fault]]\nkind = "kill"\ndevice = 4\n', "the 3 there are"),
         ("no devices", SMALL.replace("devices = 3", "devices = 0"), "devices"),
         ("an impossible split", SMALL + "[data]\nalpha = 0.0\n", "alpha"),
@@ -119,10 +123,10 @@ def test_each_expectation_is_judged_by_what_was_found() -> None:
     assert [(check.text.split(":")[0], check.held, check.found) for check in checks] == [
         ("the job ends completed", False, "failed"),
         ("rounds committed", True, "2"),
-        ("attempts at most", False, "3"),
-        ("devices counted in every round", False, "1"),
-        ("recovered", True, "1"),
-        ("rejected", True, "0"),
-        ("failed requests", False, "1"),
-        ("accuracy", True, "0.2"),
+        ("attempts at rounds", False, "3"),
+        ("devices counted in each committed round", False, "1"),
+        ("devices that dropped out and were recovered", True, "1"),
+        ("updates rejected", True, "0"),
+        ("requests failed", False, "1"),
+        ("last accuracy measured", True, "0.2"),
     ]
