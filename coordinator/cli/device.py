@@ -1,8 +1,13 @@
 """What the device commands share: one request, one answer, printed whole."""
 
 from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin
-from coordinator.cli.render import labels, moment, print_fields, print_json, to_plain
+from coordinator.cli.render import NOTHING, labels, moment, print_fields, print_json, to_plain
 from protos.fleet.v1 import admin_pb2
+
+
+def serves(device: admin_pb2.Device) -> str:
+    """Its releases, those that it has not proven with a question mark."""
+    return " ".join(f"{item.model}:{item.release}{'' if item.proven else '?'}" for item in device.models) or NOTHING
 
 
 def call_and_show(where: Where, method: str, device: str, *, reason: str = "", as_json: bool = False) -> None:
@@ -18,7 +23,7 @@ def call_and_show(where: Where, method: str, device: str, *, reason: str = "", a
             ("id", answer.id),
             ("state", answer.state + (f" ({answer.reason})" if answer.reason else "")),
             ("connected", "yes" if answer.connected else "no"),
-            ("serves", " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in answer.models) or "-"),
+            ("serves", serves(answer)),
             ("labels", labels(answer.labels) or "-"),
             ("profile", answer.profile or "-"),
             ("client apps", " ".join(answer.client_apps) or "-"),

@@ -278,7 +278,7 @@ def test_it_dies_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
 async def test_a_port_that_is_taken_is_named_and_never_shared(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ChildFailed, match=f"port {port} is taken"):
+        with pytest.raises(ChildFailed, match=f"127.0.0.1:{port} is taken"):
             await InferenceProcess(tmp_path / "run", port=port).start()
 
 

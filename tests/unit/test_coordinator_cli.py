@@ -61,7 +61,10 @@ def test_the_plan_in_the_help_of_rollouts_is_one() -> None:
     assert (plan.stages, plan.gate.accuracy_budget) == ((1, 5, 0.5, 1.0), 0.01)
 
 
-def test_markup_and_escape_sequences_of_a_device_are_shown_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_and_escape_sequences_of_a_device_are_shown_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     print_table([HOSTILE], [("REASON", lambda text: text)], empty="none")
     print_fields([("reason", HOSTILE)])
     print_text(HOSTILE)

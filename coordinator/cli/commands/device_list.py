@@ -10,12 +10,13 @@ from coordinator.cli.client import CALL_TIMEOUT_S, Where, admin, json_option, wh
 @json_option
 @where_option
 def command(where: Where, cohort: str, as_json: bool) -> None:
-    """List devices, what they serve and whether they are connected.
+    """List devices, what they serve and whether they are connected. A release that is not proven has a question mark.
 
     \b
     coordinator device list
     coordinator device list --cohort 'profile=jetson-nano' --json
     """
+    from coordinator.cli.device import serves
     from coordinator.cli.render import labels, moment, print_json, print_table, to_plain
     from protos.fleet.v1 import admin_pb2
 
@@ -29,7 +30,7 @@ def command(where: Where, cohort: str, as_json: bool) -> None:
         [
             ("NAME", lambda d: d.name),
             ("STATE", lambda d: d.state),
-            ("SERVES", lambda d: " ".join(f"{m.model}:{m.release}{'' if m.proven else '?'}" for m in d.models) or "-"),
+            ("SERVES", serves),
             ("LAST SEEN", lambda d: "online" if d.connected else moment(d.last_seen_at)),
             ("ID", lambda d: d.id),
             ("PROFILE", lambda d: d.profile or "-"),
