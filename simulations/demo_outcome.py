@@ -41,7 +41,7 @@ def summarise(facts: Facts, answers: Answers, marks: Sequence[Mark]) -> Outcome:
         devices=devices,
         rounds=tuple(_round(facts, one) for one in facts.rounds),
         marks=tuple(sorted(marks, key=lambda mark: mark.at)),
-        checks=_checks(facts, answers, devices),
+        checks=_checks(facts, answers, devices, marks),
         held_back=answers.held_back,
     )
 
@@ -96,10 +96,12 @@ def _round(facts: Facts, one: Round) -> RoundLine:
     )
 
 
-def _checks(facts: Facts, answers: Answers, devices: Sequence[DeviceLine]) -> tuple[Check, ...]:
+def _checks(facts: Facts, answers: Answers, devices: Sequence[DeviceLine], marks: Sequence[Mark]) -> tuple[Check, ...]:
     failed, sent = answers.count(Ending.FAILED), len(answers)
     wrong = ", ".join(f"{count} {reason}" for reason, count in sorted(answers.reasons().items()))
-    recovered = sum(len(one.with_outcome("recovered")) for one in facts.rounds if one.state == "COMMITTED")
+    committed = [one for one in facts.rounds if one.state == "COMMITTED"]
+    recovered = {device.name for one in committed for device in one.with_outcome("recovered")}
+    killed = {mark.device for mark in marks if mark.kind == "kill"}
     proven = sum(device.state == "PROVEN" for device in facts.after.devices)
     took_bad = sum(device.state == "PROVEN" for device in facts.bad.devices)
     serving = [device.serves(facts.job.model) for device in facts.devices]
@@ -109,7 +111,8 @@ def _checks(facts: Facts, answers: Answers, devices: Sequence[DeviceLine]) -> tu
         Check("no live request failed", failed == 0, f"{failed} of {sent:,}{': ' + wrong if wrong else ''}"),
         Check("every round was committed", facts.job.rounds_committed == facts.job.rounds_total,
               f"{facts.job.rounds_committed} of {facts.job.rounds_total}"),
-        Check("the killed device's masks were recovered from shares", recovered == 1, f"{recovered} recovered"),
+        Check("the killed device's masks were recovered from shares", bool(killed) and killed <= recovered,
+              f"recovered: {', '.join(sorted(recovered)) or 'none'}"),
         Check("the killed agent came back by itself", sum(facts.restarts.values()) == 1, f"{sum(facts.restarts.values())} restart"),
         Check("every device proves the new release", proven == len(devices), f"{proven} of {len(devices)}"),
         Check("the ruined release was refused at the canary", facts.bad.state == "REFUSED" and took_bad == 0,

@@ -9,6 +9,7 @@ import pytest
 from simulations.answers import Answer, Answers, collect
 from simulations.commands import Device, Job, Release, Rollout, RolloutDevice, Round, RoundDevice, Serving
 from simulations.demo_outcome import Facts, summarise
+from simulations.outcome import Mark
 
 NAMES = ("device-1", "device-2", "device-3")
 DIGESTS = {1: "a" * 64, 2: "b" * 64}
@@ -49,6 +50,9 @@ def _facts() -> Facts:
     )
 
 
+KILLED = [Mark(12.0, "kill", "its agent is killed with SIGKILL", "device-3")]
+
+
 def _answers(*, right_after: bool = True, failed: int = 0) -> Answers:
     """Each device answers half of its requests right before, and all of them after, or as said."""
     told = [
@@ -61,7 +65,7 @@ def _answers(*, right_after: bool = True, failed: int = 0) -> Answers:
 
 
 def test_a_demo_in_which_everything_held_is_told_device_by_device_and_round_by_round() -> None:
-    outcome = summarise(_facts(), _answers(), [])
+    outcome = summarise(_facts(), _answers(), KILLED)
     assert outcome.held, [check for check in outcome.checks if not check.held]
     assert [(one.before.accuracy, one.after.accuracy, one.answered) for one in outcome.devices] == [(0.5, 1.0, 4)] * 3
     assert [(one.before.bytes, one.after.bytes) for one in outcome.devices] == [(1000, 500)] * 3
@@ -93,6 +97,6 @@ WRONG: dict[str, tuple[Callable[[Facts], Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("text", WRONG)
 def test_each_thing_that_had_to_hold_is_found_out_alone_when_it_did_not(text: str) -> None:
     wrong, answers = WRONG[text]
-    outcome = summarise(wrong(_facts()), _answers(**answers), [])
+    outcome = summarise(wrong(_facts()), _answers(**answers), KILLED)
     assert [check.text for check in outcome.checks if not check.held] == [text]
     assert len(outcome.checks) == len(WRONG)
