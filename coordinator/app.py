@@ -72,13 +72,13 @@ def initialise(home: Home, config: CoordinatorConfig) -> str:
     """
     if home.config_file.exists():
         raise Conflict(f"{home.path} holds a coordinator already; choose another --home")
+    engine = open_engine(config.database(home.path))  # first: a URL that cannot be used leaves nothing behind
     for folder in (home.path, home.keys, home.metadata, home.blobs, home.work, home.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = SystemClock().now()
     authority = Authority.create(config.fleet_name, now)
     authority.save(home.keys)
     Repository.init(_pen(home), now)
-    engine = open_engine(config.database(home.path))
     upgrade(engine)
     engine.dispose()
     write_atomic(home.config_file, _to_toml(config).encode(), mode=0o600)

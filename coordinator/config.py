@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import ConfigError
 from shared.settings import load_toml, with_overrides
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 FILE_NAME = "coordinator.toml"
 
@@ -51,8 +54,11 @@ class CoordinatorConfig:
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError("log_level is one of debug, info, warning, error")
 
-    def database(self, home: Path) -> str:
-        return self.database_url or f"sqlite:///{home / 'coordinator.db'}"
+    def database(self, home: Path) -> "URL | str":
+        """A file in `home` unless another is set. A path may hold what would mean something in a URL."""
+        from sqlalchemy import URL  # half a second, and most commands need no database
+
+        return self.database_url or URL.create("sqlite", database=str(home.resolve() / "coordinator.db"))
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Attempt:
         self._grid.know(state.arrays, state.digest)
         if not self._grid.choose_now():
             self.write()  # PLANNED, which may last minutes
-        config = ConfigRecord({**self._spec.train})
+        config = ConfigRecord({**self._spec.app_config})
         messages = list(strategy.configure_train(self.row.round, state.arrays, config, self._grid))
         self._prepare(messages, state.model_json)
         for device in self._grid.chosen.values():
@@ -165,7 +165,7 @@ class Attempt:
     def _evaluate(self, strategy: FedAvg, arrays: ArrayRecord, model_json: str) -> None:
         """Measure the new arrays on the devices. A measurement that fails does not cost the round."""
         try:
-            config = ConfigRecord({**self._spec.train})
+            config = ConfigRecord({**self._spec.app_config})
             messages = list(strategy.configure_evaluate(self.row.round, arrays, config, self._grid))
             self._prepare(messages, model_json)
             timeout = self._spec.selection.round_timeout_s

@@ -106,7 +106,7 @@ class FleetGrid(Grid):
         self._read: set[Digest] = set()
         self._pushed: dict[TaskId, Message] = {}
         self.chosen: dict[NodeId, DeviceRef] = {}
-        self.sampled = False  # some who were there were not chosen
+        self.sampled = False  # another attempt may ask others: not all who may take part were chosen
         self.seconds: dict[NodeId, float] = {}
 
     # ---- Flower's Grid
@@ -181,7 +181,8 @@ class FleetGrid(Grid):
     def _take(self, present: list[DeviceRef]) -> None:
         chosen = self._sample(present, self._ask.selection.how_many(len(present)))
         self.chosen = {device.node_id: device for device in chosen}
-        self.sampled = len(chosen) < len(present)
+        members = self._fleet.directory.members(self._ask.selection.cohort)
+        self.sampled = len(chosen) < sum(device.id not in self._ask.excluded for device in members)
 
     def _present(self) -> list[DeviceRef]:
         here = self._fleet.sessions.connected().keys() - self._ask.excluded

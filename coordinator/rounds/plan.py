@@ -39,7 +39,7 @@ enabled = true
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from coordinator.rounds.closing import Policy
 from shared.client_apps import BUILT_IN, BuiltIn, read_settings
@@ -266,6 +266,19 @@ class JobSpec:
     def secret_metrics(self) -> Mapping[str, float]:
         known = BUILT_IN.get(self.client_app)
         return self.secure.metrics or (known.bounds if known else {})
+
+    @property
+    def app_config(self) -> dict[str, Scalar]:
+        """`train` as the client app gets it. What an older version let through, and the app would refuse, is left out."""
+        ours = {"server_round", _SET_BY_STRATEGY.get(self.strategy.name, "")}
+        app = BUILT_IN.get(self.client_app)
+        known = {item.name for item in fields(app.config)} if app else None
+        named = {key: key.replace("-", "_") for key in self.train}
+        return {
+            key: value
+            for key, value in self.train.items()
+            if named[key] not in ours and (known is None or named[key] in known)
+        }
 
     def prune_after(self, round_number: int) -> Prune | None:
         return next((step for step in self.prune if step.after_round == round_number), None)

@@ -18,12 +18,12 @@ _READ_ONLY = "shoal_read_only"
 _SQLITE, _POSTGRESQL = "sqlite", "postgresql+psycopg"
 
 
-def check_url(url: str) -> URL:
+def check_url(url: URL | str) -> URL:
     """Raises `ConfigError` for what is no URL of a database that we know. Nothing is connected."""
     try:
         found = make_url(url)
-    except (ArgumentError, ValueError) as error:  # a bare ValueError for a port that is no number
-        raise _bad_url("it cannot be read as a URL", error) from error
+    except (ArgumentError, ValueError):  # a bare ValueError for a port that is no number; it may quote the password
+        raise _bad_url("it cannot be read as a URL; in a password write %40 for @, %3A for : and %2F for /") from None
     if found.drivername == _SQLITE:
         if not (found.database or "").startswith("/"):  # without a path SQLite keeps it in memory
             raise _bad_url("SQLite needs an absolute path, as in sqlite:////srv/shoal/coordinator.db")
@@ -47,7 +47,7 @@ def _bad_url(message: str, reason: Exception | None = None) -> ConfigError:
     return ConfigError(message, path="database_url", detail=str(reason or "").strip()[:200])
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: URL | str) -> Engine:
     """An engine for `sqlite:////path` or `postgresql+psycopg://…`. Nothing is connected yet. Raises `ConfigError`."""
     place = check_url(url)
     if place.drivername == _POSTGRESQL:

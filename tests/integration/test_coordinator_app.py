@@ -52,6 +52,22 @@ def home(tmp_path: Path) -> Home:
     return found
 
 
+@pytest.mark.parametrize("name", ["c", "what?mode=memory", "a b%20c"], ids=["plain", "a question", "blanks"])
+def test_a_home_may_be_named_from_where_one_stands_and_hold_what_urls_mean_something_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    initialise(Home(Path(name)), ANY_PORT)
+    assert (tmp_path / name / "coordinator.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_database_that_cannot_be_leaves_no_half_made_home(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        initialise(Home(tmp_path / "home"), CoordinatorConfig(database_url="sqlite:///elsewhere.db"))
+    assert not (tmp_path / "home").exists()
+
+
 async def test_a_side_task_survives_any_mistake_and_takes_its_next_turn() -> None:
     """Else one bad row ends the coordinator at every start."""
     turns, third = 0, asyncio.Event()

@@ -298,6 +298,24 @@ def test_a_round_of_some_devices_is_run_again_with_others(tmp_path: Path) -> Non
     place.fleet.close()
 
 
+def test_a_round_that_one_device_spoils_is_run_again_when_others_may_still_come(tmp_path: Path) -> None:
+    place = Place(MemoryFleet(trainers={1: refusing(UNFIT)}), MemoryJobStore(), tmp_path)
+    agents = list(place.fleet.agents.values())
+    for agent in agents[:3]:
+        agent.attach()
+    spoiler = agents[0]
+
+    def the_last_one_comes(_agent: MemoryAgent, _task: RunTask) -> None:
+        agents[3].attach()
+
+    spoiler.before = the_last_one_comes
+
+    job = place.run(place.toml(rounds=1, more="[selection]\nmin_devices = 3\nquorum = 0.75\n"))
+
+    assert [row.state for row in place.store.rounds(job.id)] == [RoundState.ABANDONED, RoundState.COMMITTED]
+    place.fleet.close()
+
+
 OURS: dict[str, tuple[Exception, str]] = {
     "an input error": (ConfigError("pruning leaves every layer as it is"), "pruning leaves every layer as it is"),
     "a damaged file": (Malformed("public.npz holds no arrays"), "public.npz holds no arrays"),

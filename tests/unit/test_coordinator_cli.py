@@ -209,6 +209,7 @@ BAD_URLS = {
     "postgresql://fleet": "begins with postgresql",
     "nonsense": "cannot be read as a URL",
     "postgresql+psycopg://u:secret@host:port/fleet": "cannot be read as a URL",
+    "postgresql+psycopg://u:p@ssword:secret@db:5432/fleet": "write %40 for @",
     "postgresql+psycopg://host/fleet?speed=9": 'invalid connection option "speed"',
     "sqlite:///": "absolute path",
     "sqlite:///fleet.db": "absolute path",

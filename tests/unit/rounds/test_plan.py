@@ -173,7 +173,9 @@ def test_the_settings_of_an_app_that_is_not_ours_are_its_own_affair() -> None:
 
 def test_a_job_of_an_older_version_is_read_though_it_would_be_refused_now() -> None:
     text = SECURE + "[train]\nlearning_rate = 0.1\nserver_round = 1\n"
-    assert JobSpec.accepted(text).train == {"learning_rate": 0.1, "server_round": 1}
+    spec = JobSpec.accepted(text)
+    assert spec.train == {"learning_rate": 0.1, "server_round": 1}
+    assert spec.app_config == {}, "the app would refuse both, and the job has begun"
 
 
 @given(st.integers(1, 1000), st.integers(0, 2000), st.floats(0.01, 1.0), st.floats(0.0, 3.0), st.floats(0.01, 1.0))
