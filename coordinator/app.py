@@ -199,7 +199,12 @@ def _build(home: Home, config: CoordinatorConfig, authority: Authority, clock: C
 
     def forget() -> None:
         before = clock.now() - config.retention_days * DAY_S
-        kinds = {"audit": fleet_store.forget_audit, "metrics": metrics.forget, "rollouts": release_store.forget_records}
+        kinds = {
+            "audit": fleet_store.forget_audit,
+            "tokens": fleet_store.forget_tokens,
+            "metrics": metrics.forget,
+            "rollouts": release_store.forget_records,
+        }
         forgotten = {kind: drop(before) for kind, drop in kinds.items()}
         if any(forgotten.values()):
             _log.info("old history dropped", **forgotten)

@@ -1,5 +1,6 @@
 """The fleet as rounds and releases see it."""
 
+import itertools
 import json
 
 from coordinator.fleet.device import Device
@@ -7,9 +8,10 @@ from coordinator.fleet.registry import Registry
 from coordinator.fleet.states import DeviceState
 from coordinator.releases.release import DeviceRef as ReleaseDevice
 from coordinator.rounds.round import DeviceRef as RoundDevice
-from shared.text import is_clean
+from shared.errors import Malformed
+from shared.ids import parse_name
 
-_MAX_NAME = 64  # characters
+MAX_APPS = 64  # of one device
 
 
 class FleetDirectory:
@@ -37,11 +39,18 @@ class ReleaseDirectory:
 
 
 def client_apps(profile_json: str) -> frozenset[str] | None:
-    """What the device's profile lists, names that can be shown alone; None for an agent that lists none."""
+    """What the device's profile lists, the first `MAX_APPS` names that a job can give; None for an agent that lists none."""
     listed = json.loads(profile_json or "{}").get("client_apps")  # the registry takes JSON objects alone
     if not isinstance(listed, list):
         return None
-    return frozenset(name for name in listed if isinstance(name, str) and is_clean(name, _MAX_NAME))
+    return frozenset(itertools.islice(filter(_is_name, listed), MAX_APPS))
+
+
+def _is_name(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(parse_name(value))
+    except Malformed:
+        return False
 
 
 def _active(registry: Registry, cohort: str) -> list[Device]:

@@ -26,7 +26,7 @@ from coordinator.rounds.inputs import require_fit
 from shared.bundle import Bundle, Report, read_bundle, write_bundle
 from shared.errors import Malformed, ShoalError, Unsupported, UpdateRejected
 from shared.files import write_atomic
-from shared.learning.examples import Split, load_file, split_examples
+from shared.learning.examples import Outline, Split, load_file, split_examples
 from shared.learning.graph import INPUT
 from shared.learning.hyperparameters import TrainSettings
 from shared.learning.measure import agreement, choose_probe, judge, probe_candidates
@@ -174,9 +174,9 @@ def _run_graph(graph: bytes, x: Images) -> Images:
 
 def _examples(path: str, schema: InputSchema) -> Split:
     """Raises `NotFound` and `Malformed` for the file, `ConfigError` when it is not what the model takes."""
-    examples = load_file(Path(path))
-    require_fit(examples, schema, path)
-    return split_examples(*examples)
+    x, y = load_file(Path(path))
+    require_fit(Outline(x.shape[1:], int(y.max())), schema, path)
+    return split_examples(x, y)
 
 
 def _weights(folder: Path) -> State:

@@ -10,12 +10,14 @@ import json
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import structlog
 
 from edge_agent import local
+from edge_agent.client_app.memory import forget_halves
 from edge_agent.config import AgentConfig, Home
 from edge_agent.device_profile import to_report
 from edge_agent.inference.ports import InferencePort, ModelStatus
@@ -23,6 +25,7 @@ from edge_agent.journal import Journal
 from edge_agent.link.credentials import Membership
 from edge_agent.link.link import Link
 from edge_agent.metrics import Sampler
+from edge_agent.storage import DataStore
 from edge_agent.tasks import TaskRunner
 from edge_agent.trainer.ports import TrainerPort
 from edge_agent.updater import Updater
@@ -124,8 +127,7 @@ class Agent:
     async def run(self) -> None:
         """Raises what ended it, unless it was asked to stop."""
         home, inference = self._parts.home, self._parts.inference
-        with contextlib.suppress(OSError):
-            home.forget_updates()  # of a former process: their tasks are given to others by now
+        self._sweep()
         await inference.start()
         try:
             await self.restore()
@@ -142,6 +144,13 @@ class Agent:
                 await self._parts.trainer.release()
             await inference.stop()
             self._parts.journal.close()
+
+    def _sweep(self) -> None:
+        """What a former process left: updates, whose tasks are given to others by now, and copies of examples."""
+        home = self._parts.home
+        for left in (home.forget_updates, DataStore(home.data).forget_halves, partial(forget_halves, home.state)):
+            with contextlib.suppress(OSError):
+                left()
 
     async def _live(self) -> None:
         loops: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = {

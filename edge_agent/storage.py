@@ -4,6 +4,8 @@ A chunk's file is named for its place in line, the digest of its bytes and the f
 twice changes nothing. Files appear and go whole, so any process may read while another ingests or removes.
 """
 
+import contextlib
+import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +60,8 @@ class Chunk:
             return None
         if digest_of(data) != self._part("digest"):
             raise Corrupt(
-                f"{self.path} was changed or damaged: `edge-agent data remove {self.id}`, and ingest its file again"
+                f"ingested file {self.id} was changed or damaged:"  # without its name: the coordinator is told too
+                f" `edge-agent data remove {self.id}`, and ingest it again"
             )
         arrays = load(data)
         return arrays["x"], arrays["y"]
@@ -119,16 +122,19 @@ class DataStore:
             if digest in chunk.name:
                 return Ingested(chunk, 0)
         place = int(chunks[-1].name[:8]) + 1 if chunks else 0
-        name = f"{place:08d}-{digest}{_suffix(source)}.safetensors"
+        kept = _kept(source)
+        name = f"{place:08d}-{digest}{'-' if kept else ''}{kept}.safetensors"
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(self._path / name, data, mode=0o600)
+        with _locked(self._path, fcntl.LOCK_SH):
+            write_atomic(self._path / name, data, mode=0o600)
         return Ingested(Chunk(name, self._path / name), len(labels))
 
     def remove(self, name: str) -> Chunk:
-        """Forget one chunk, by its id or the name of the file that it came from. Raises `NotFound`, and `Conflict` for a name that
-        several have.
+        """Forget one chunk, by its id or the file that it came from, which may have a path. Raises `NotFound`, and `Conflict` for
+        a name that several have.
         """
-        found = [chunk for chunk in self.chunks() if name and name in (chunk.id, chunk.source)]
+        source = _kept(Path(name).name)
+        found = [chunk for chunk in self.chunks() if chunk.id == name or (source and chunk.source == source)]
         if not found:
             raise NotFound(f"no ingested file {name[:80]!r}; `edge-agent data list` shows them")
         if len(found) > 1:
@@ -138,6 +144,14 @@ class DataStore:
         found[0].path.unlink(missing_ok=True)
         fsync_folder(self._path)
         return found[0]
+
+    def forget_halves(self) -> None:
+        """Remove what an ingest that was killed left half written; nothing while one runs."""
+        if not self._path.is_dir():
+            return
+        with contextlib.suppress(BlockingIOError), _locked(self._path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for path in self._path.glob(".*.safetensors.*.tmp"):
+                path.unlink(missing_ok=True)
 
     def _shape(self) -> tuple[int, ...] | None:
         """Of the stored examples, if there are any."""
@@ -203,10 +217,20 @@ def _check_shape(x: X, stored: tuple[int, ...] | None, name: str = "") -> None:
         )
 
 
-def _suffix(source: str) -> str:
-    """A file's name as part of a chunk's."""
-    kept = re.sub(r"[^\w.-]", "_", source).encode()[:_SOURCE_BYTES].decode(errors="ignore")
-    return f"-{kept}" if kept else ""
+def _kept(source: str) -> str:
+    """A file's name as far as a chunk's keeps it."""
+    return re.sub(r"[^\w.-]", "_", source).encode()[:_SOURCE_BYTES].decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """The kernel lets go of the lock when the process ends, however it ends. Raises `BlockingIOError` if `how` says so."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _nothing_left(misfits: Sequence[_Misfit]) -> InputError:

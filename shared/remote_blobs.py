@@ -11,25 +11,41 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+import structlog
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from shared.blobs import READ_SIZE, Blobs, FolderBlobs, store_errors, unknown
-from shared.errors import ConfigError, ShoalError
+from shared.errors import ConfigError, ShoalError, Unavailable
 from shared.ids import Digest, digest_of, parse_digest
+
+_log = structlog.get_logger()
 
 
 def open_blobs(url: str, staging: Path, *, where: str = "") -> Blobs:
-    """The store at `url`. Raises `ConfigError` for a URL that no installed library knows; `where` it was read is named."""
+    """The store at `url`. A store in memory warns. `where` the URL was read is named in what is raised: `ConfigError` for one
+    that no installed library can open, `Unavailable` when what it names does not answer.
+    """
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise ConfigError("write it as a URL, such as s3://bucket/folder or file:///srv/blobs", path=where)
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # the URL stays out of the message: it may hold a secret
-        raise ConfigError(f"no blobs at a URL of {scheme}://", path=where, detail=str(error)[:200]) from error
+    except OSError as error:
+        named = f"{where}: " if where else ""
+        raise Unavailable(f"{named}the store at {scheme}:// does not answer", detail=_reason(error, url)) from error
+    except Exception as error:  # each library has errors of its own, for a login that fails too
+        raise ConfigError(f"no blobs at a URL of {scheme}://", path=where, detail=_reason(error, url)) from error
+    if isinstance(filesystem, MemoryFileSystem):
+        _log.warning("blobs are kept in memory alone: a restart loses them all", setting=where)
     if isinstance(filesystem, LocalFileSystem):  # fsspec writes in place: a writer that is killed leaves half a blob
         return FolderBlobs(Path(root))
     return FsspecBlobs(filesystem, root, staging)
+
+
+def _reason(error: Exception, url: str) -> str:
+    """What the library says, unless it may quote a secret of the URL."""
+    return type(error).__name__ if {"@", "?"} & set(url) else f"{type(error).__name__}: {error}"[:200]
 
 
 class FsspecBlobs:

@@ -1,14 +1,19 @@
 """How a first bundle is made from a registered network and labelled examples, in the worker process that jobs use too."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import secrets
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
 
 from coordinator.builder import Builder, Initial, MakeBundle, Progress
 from coordinator.cli.render import print_fields, print_json, share, size
 from shared.bundle import Report, require_absent
 from shared.cli import given
+from shared.errors import ConfigError, InputError
 from shared.learning.examples import load_file
 from shared.settings import Scalar
 
@@ -20,13 +25,47 @@ def build_bundle(ask: Initial, out: Path, progress: Progress) -> Report:
     """
     require_absent(out)
     with given():
-        whole = replace(ask, arguments={**_schema(Path(ask.data)), **ask.arguments})
-        return asyncio.run(_build(Builder(progress=progress), whole, out, progress))
+        whole = replace(ask, arguments={**_schema(Path(ask.data), ask.arguments), **ask.arguments})
+        with _place_for(out):
+            return asyncio.run(_build(Builder(progress=progress), whole, out, progress))
 
 
-def _schema(data: Path) -> Mapping[str, Scalar]:
+def _schema(data: Path, asked: Container[str]) -> Mapping[str, Scalar]:
+    """Raises `InputError` for labels with a gap: one wrong label of a hundred would silently make that many classes."""
     x, y = load_file(data)
-    return {"shape": "x".join(map(str, x.shape[1:])), "classes": int(y.max()) + 1}
+    found: dict[str, Scalar] = {"shape": "x".join(map(str, x.shape[1:]))}
+    if "classes" in asked:
+        return found
+    labels = set(np.unique(y).tolist())
+    missing = sorted(set(range(max(labels))) - labels)
+    if missing:
+        raise InputError(
+            f"{data.name} has label {max(labels)}, but no example of {len(missing)} labels below it, such as {missing[0]}:"
+            f" correct the labels, or say --arg classes={max(labels) + 1}"
+        )
+    return {**found, "classes": len(labels)}
+
+
+@contextlib.contextmanager
+def _place_for(out: Path) -> Iterator[None]:
+    """Tries before the training whether `out` can be made. Folders made for that go again when the build fails.
+
+    Raises `ConfigError`.
+    """
+    missing = [folder for folder in out.absolute().parents if not folder.exists()]  # the nearest first
+    try:
+        try:
+            probe = out.with_name(f".{out.name}.{secrets.token_hex(6)}.tmp")
+            probe.mkdir(parents=True)
+            probe.rmdir()
+        except OSError as error:
+            raise ConfigError(f"--out {out} cannot be made: {error.strerror}") from error
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 async def _build(builder: Builder, ask: Initial, out: Path, progress: Progress) -> Report:

@@ -3,13 +3,15 @@
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 from shared.cli import given, parse_pairs
-from shared.errors import ConfigError
+from shared.errors import ConfigError, InputError
 from shared.settings import Scalar
 from shared.signing.tokens import PREFIX, JoinToken
 
 MAX_HOURS = 87_600  # ten years
+_MAX_TOKEN = 4096  # characters
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Scalar]:
@@ -27,12 +29,20 @@ def _scalar(text: str) -> Scalar:
     return value if isinstance(value, bool | int | float | str) else text
 
 
-def token_id(text: str) -> str:
-    """A join token's id, also for who gives the whole token. Raises `InputError` for a damaged one."""
-    if not text.startswith(PREFIX):
-        return text
-    with given():
-        return JoinToken.parse(text).id
+def token_id(named: str | None, file: TextIO | None) -> str:
+    """A join token's id: as it was typed, or of the token that `file` holds. Raises `InputError`, also for a whole token that was
+    typed: other users can read arguments.
+    """
+    if (named is None) == (file is None):
+        raise InputError("give either a token's ID or --token-file")
+    if file is not None:
+        with given():
+            return JoinToken.parse(file.read(_MAX_TOKEN)).id
+    if named and named.strip().startswith(PREFIX):
+        raise InputError(
+            "that is a token, which other users can read here: give its ID, from `coordinator token list`, or --token-file"
+        )
+    return named or ""
 
 
 def read_text(file: Path) -> str:

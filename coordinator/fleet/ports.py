@@ -73,6 +73,11 @@ class FleetStore(AdminStore, Protocol):
         Raises `NotFound` and what `decide` raises."""
         ...
 
+    def forget_tokens(self, before: float) -> int:
+        """Drop the tokens that no device used and that expired, and were revoked if they were, before that time. Returns how
+        many there were."""
+        ...
+
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         """Add a device and spend its token. If this token was spent by this very key, nothing changes and the device
         of then is returned. The name of a revoked device is free again; that one is then called by its id.

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError, Malformed, NotFound
-from shared.learning.examples import X, Y, load_file
+from shared.learning.examples import Outline, outline_of_file
+from shared.learning.headers import check_safetensors
 from shared.learning.spec import InputSchema
 
 ARRAYS_FILE, PUBLIC_DATA = "job.start.arrays_file", "job.public.data"
+MAX_PUBLIC_BYTES = 1 << 30  # unpacked: the worker that uses it needs a multiple of that
 
 
 def with_whole_paths(text: str, folder: Path) -> str:
@@ -54,21 +56,26 @@ def _says(text: str, wanted: dict[str, Any]) -> bool:
 
 
 def read_arrays(name: str) -> bytes:
-    """What `start.arrays_file` holds. Raises `ConfigError`."""
+    """What `start.arrays_file` holds; nothing but a safetensors file is read whole. Raises `ConfigError`."""
     path = _whole(name, ARRAYS_FILE)
     try:
         if not path.is_file():
             raise ConfigError(f"there is no file {name} on the coordinator's machine", path=ARRAYS_FILE)
+        if path.suffix != ".safetensors" or not path.stat().st_size:  # files of /proc are empty, and may wait for ever
+            raise ConfigError(f"{name} is no .safetensors file, or an empty one", path=ARRAYS_FILE)
+        check_safetensors(path)
         return path.read_bytes()
+    except Malformed as error:
+        raise ConfigError(f"{name}: {error.message}", path=ARRAYS_FILE) from error
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}", path=ARRAYS_FILE) from error
 
 
-def read_public(name: str) -> tuple[X, Y]:
-    """The examples in `public.data`. Raises `ConfigError`."""
+def check_public(name: str) -> Outline:
+    """Whether `public.data` can be used, without holding it in memory. Raises `ConfigError`."""
     path = _whole(name, PUBLIC_DATA)
     try:
-        return load_file(path)
+        return outline_of_file(path, max_bytes=MAX_PUBLIC_BYTES)
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}", path=PUBLIC_DATA) from error
     except NotFound as error:
@@ -77,12 +84,11 @@ def read_public(name: str) -> tuple[X, Y]:
         raise ConfigError(error.message, path=PUBLIC_DATA, detail=error.detail) from error
 
 
-def require_fit(examples: tuple[X, Y], schema: InputSchema, name: str, *, where: str = "") -> None:
+def require_fit(examples: Outline, schema: InputSchema, name: str, *, where: str = "") -> None:
     """Raises `ConfigError` unless the examples in the file `name` are what the model takes."""
-    x, y = examples
-    if x.shape[1:] != schema.shape or int(y.max()) >= len(schema.classes):
+    if examples.shape != schema.shape or examples.highest >= len(schema.classes):
         raise ConfigError(
-            f"{name} holds examples of shape {list(x.shape[1:])} with labels up to {int(y.max())}; the model takes "
+            f"{name} holds examples of shape {list(examples.shape)} with labels up to {examples.highest}; the model takes "
             f"{list(schema.shape)} and {len(schema.classes)} classes",
             path=where,
         )

@@ -33,6 +33,7 @@ CLOSING = "the coordinator is stopping"
 STORE_RETRY_S = 5.0
 CLOSE_S = 10.0
 MAX_KEY = 64
+_MAX_NAMED = 20  # apps in one message: it travels as a header, which has little room
 
 
 class JobService:
@@ -227,7 +228,7 @@ class JobService:
         return known
 
     def _starting_point(self, spec: JobSpec) -> ModelState:
-        public = inputs.read_public(spec.public.data) if spec.public.data else None
+        public = inputs.check_public(spec.public.data) if spec.public.data else None
         if spec.start.arrays_file:
             return ModelState("", inputs.read_arrays(spec.start.arrays_file))
         if spec.start.factory:
@@ -241,12 +242,17 @@ class JobService:
 
 
 def _check_app(name: str, members: Iterable[DeviceRef]) -> None:
-    """Raises `ConfigError` for an app that neither this machine nor any device of the cohort has, as far as they say."""
+    """Raises `ConfigError` for an app that neither this machine nor any device of the cohort has, as far as they say. Whoever
+    joins an empty cohort while the job waits may have any.
+    """
     installed, listed = app_names(), [device.client_apps for device in members]
-    if name in installed or None in listed or any(name in apps for apps in listed if apps):
+    if name in installed or not listed or None in listed or any(name in apps for apps in listed if apps):
         return
-    known = sorted(set(installed).union(*(apps for apps in listed if apps)))
-    raise ConfigError(f"no device says that it has {name!r}; there are {', '.join(known)}", path="job.client_app")
+    known = [*installed, *sorted(set().union(*(apps for apps in listed if apps)).difference(installed))]
+    more = f" and {len(known) - _MAX_NAMED} more" if len(known) > _MAX_NAMED else ""
+    raise ConfigError(
+        f"no device says that it has {name!r}; there are {', '.join(known[:_MAX_NAMED])}{more}", path="job.client_app"
+    )
 
 
 def _checked_start(start: ModelState) -> ArrayRecord:

@@ -71,7 +71,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     async def ListDevices(self, request: admin_pb2.ListDevicesRequest, context: Any) -> admin_pb2.ListDevicesResponse:
         devices = await asyncio.to_thread(self._registry.devices, request.cohort)
-        return admin_pb2.ListDevicesResponse(devices=[self._view(device) for device in devices])
+        return admin_pb2.ListDevicesResponse(devices=[self._view(device, with_apps=False) for device in devices])
 
     async def GetDevice(self, request: admin_pb2.DeviceRequest, context: Any) -> admin_pb2.Device:
         return self._view(await asyncio.to_thread(self._registry.device, request.device))
@@ -95,8 +95,8 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         self._hub.device_changed(device)
         return self._view(device)
 
-    def _view(self, device: Device) -> admin_pb2.Device:
-        return views.device(device, connected=device.id in self._hub.attached())
+    def _view(self, device: Device, *, with_apps: bool = True) -> admin_pb2.Device:
+        return views.device(device, connected=device.id in self._hub.attached(), with_apps=with_apps)
 
     async def ListAudit(self, request: admin_pb2.ListAuditRequest, context: Any) -> admin_pb2.ListAuditResponse:
         entries = await asyncio.to_thread(self._registry.audit, request.limit or 50)

@@ -15,7 +15,8 @@ from protos.fleet.v1 import admin_pb2
 Names = Mapping[str, str]
 
 
-def device(item: Device, *, connected: bool) -> admin_pb2.Device:
+def device(item: Device, *, connected: bool, with_apps: bool = True) -> admin_pb2.Device:
+    """`with_apps=False` for listings: a device names what it likes, and all devices share one message there."""
     return admin_pb2.Device(
         id=item.id,
         name=item.name,
@@ -29,7 +30,7 @@ def device(item: Device, *, connected: bool) -> admin_pb2.Device:
         agent_version=item.agent_version,
         node_id=item.node_id,
         reason=item.reason,
-        client_apps=sorted(client_apps(item.profile_json) or ()),
+        client_apps=sorted(client_apps(item.profile_json) or ()) if with_apps else (),
         models=[
             admin_pb2.DeviceModel(
                 model=serving.model,

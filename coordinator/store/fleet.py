@@ -83,6 +83,13 @@ class SqlFleetStore:
                 _audit(connection, entry)
         return changed
 
+    def forget_tokens(self, before: float) -> int:
+        unused = join_tokens.c.spent_by_key_sha256.is_(None)
+        revoked = func.coalesce(join_tokens.c.revoked_at, 0.0)
+        old = and_(unused, join_tokens.c.expires_at < before, revoked < before)
+        with transaction(self._engine) as connection:
+            return connection.execute(delete(join_tokens).where(old)).rowcount
+
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         try:
             with transaction(self._engine) as connection:

@@ -57,6 +57,17 @@ class MemoryFleetStore:
                 self.append_audit(entry)
             return changed
 
+    def forget_tokens(self, before: float) -> int:
+        with self._lock:
+            old = [
+                token.id
+                for token in self._tokens.values()
+                if not token.spent_by and max(token.expires_at, token.revoked_at) < before
+            ]
+            for token_id in old:
+                del self._tokens[token_id]
+            return len(old)
+
     def enrol(self, device: Device, token_id: str, spent_at: float, entry: AuditEntry) -> Device:
         with self._lock:
             token = self._tokens.get(token_id)

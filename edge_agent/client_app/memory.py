@@ -1,5 +1,6 @@
 """What the device remembers of older examples: the replay buffer on disk, and whether newer ones look different. No torch."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -23,32 +24,53 @@ def absorb(
     nothing in it is the only copy.
     """
     path = folder / FILE
-    chunks = store.chunks()
-    before = buffer = _load(path, ReplayBuffer.empty(capacity, shape), {chunk.name for chunk in chunks})
-    for chunk in chunks:
-        if chunk.name in buffer.sources or (read := chunk.read()) is None or read[0].shape[1:] != shape:
+    while True:
+        buffer = _absorbed(store, path, ReplayBuffer.empty(capacity, shape), rng)
+        if _is_stored(buffer, store):
+            return buffer.below(classes)
+        # A file was removed since it was listed, and `forget` may have come before the write.
+        path.unlink(missing_ok=True)
+
+
+def _absorbed(store: DataStore, path: Path, empty: ReplayBuffer, rng: np.random.Generator) -> ReplayBuffer:
+    before = buffer = _load(path, empty, store)
+    for chunk in store.chunks():
+        if chunk.name in buffer.sources or (read := chunk.read()) is None or read[0].shape[1:] != empty.x.shape[1:]:
             continue
         x, y = read
         kept = ~is_held_out(x)
         buffer = buffer.add(x[kept], y[kept], rng, source=chunk.name)
     if buffer is not before:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(path, buffer.to_bytes(), mode=0o600)
-    return buffer.below(classes)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileNotFoundError):  # forgotten while it was written
+            write_atomic(path, buffer.to_bytes(), mode=0o600)
+    return buffer
 
 
-def _load(path: Path, empty: ReplayBuffer, stored: set[str]) -> ReplayBuffer:
+def _load(path: Path, empty: ReplayBuffer, store: DataStore) -> ReplayBuffer:
     try:
         buffer = ReplayBuffer.from_bytes(path.read_bytes())
     except (FileNotFoundError, Corrupt):
         return empty
     alike = (buffer.capacity, buffer.x.shape[1:]) == (empty.capacity, empty.x.shape[1:])
-    return buffer if alike and stored.issuperset(buffer.sources) else empty
+    return buffer if alike and _is_stored(buffer, store) else empty
+
+
+def _is_stored(buffer: ReplayBuffer, store: DataStore) -> bool:
+    """Whether every file that it saw is still there."""
+    return {chunk.name for chunk in store.chunks()}.issuperset(buffer.sources)
 
 
 def forget(state: Path) -> None:
     """Drop the buffers of all apps, below the folder `state`: they hold copies of examples. The next training makes them anew."""
     for path in state.glob(f"*/{FILE}"):
+        path.unlink(missing_ok=True)
+    forget_halves(state)
+
+
+def forget_halves(state: Path) -> None:
+    """Remove what a trainer that was killed left half written. One that is writing keeps no buffer."""
+    for path in state.glob(f"*/.{FILE}.*.tmp"):
         path.unlink(missing_ok=True)
 
 

@@ -47,9 +47,8 @@ def build(mods: Sequence[Mod]) -> ClientApp:
 
 
 def _examples(context: Context, arrays: dict[str, Floats]) -> Split:
-    classes = (
-        arrays["bias"].size if "bias" in arrays else None
-    )  # what is no softmax regression is refused when it is used
+    # What is no softmax regression is refused when it is used.
+    classes = arrays["bias"].size if "bias" in arrays else None
     return DataStore(folder(context, DATA_DIR)).split(classes=classes)
 
 

@@ -70,11 +70,15 @@ def _shown_certificate(address: str) -> bytes:
     context.set_alpn_protocols(["h2"])
     try:
         plain = socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S)
-        with plain, context.wrap_socket(plain, server_hostname=host.strip("[]")) as connection:
+        with (
+            plain,
+            context.wrap_socket(plain, server_hostname=host.strip("[]"), suppress_ragged_eofs=False) as connection,
+        ):
             shown, greeted = connection.getpeercert(binary_form=True), _is_greeted(connection)
     except (OSError, ValueError) as error:
         raise Unavailable(
-            f"no coordinator answers at {address}; is the enrolment port right?", detail=str(error)
+            f"no coordinator answers at {address}; is it the enrolment port, 7450 unless it was set otherwise?",
+            detail=str(error),
         ) from error
     if shown is None or not greeted:
         raise InputError(
@@ -85,11 +89,17 @@ def _shown_certificate(address: str) -> bytes:
 
 
 def _is_greeted(connection: ssl.SSLSocket) -> bool:
-    """A gRPC server speaks first (its SETTINGS, RFC 9113, 3.4). In TLS 1.3 one that wants a certificate hangs up only now."""
+    """A gRPC server speaks first (its SETTINGS, RFC 9113, 3.4). In TLS 1.3 one that wants a certificate ends it only now: gRPC's
+    without a close_notify, others with an alert.
+
+    Raises `ConnectionError` where a peer that restarts, or a proxy with nobody behind it, hangs up in another way.
+    """
     try:
-        return bool(connection.recv(1))
-    except (ssl.SSLError, ConnectionError):
+        if not connection.recv(1):
+            raise ConnectionAbortedError("it hung up after the handshake")
+    except ssl.SSLError:
         return False
+    return True
 
 
 def apply(address: str, ca_der: bytes, application: Application) -> Issued | Pending:

@@ -102,9 +102,8 @@ class ProcessTrainer:
             if isinstance(known, ChildFailed):  # out of memory, or half imported: begin afresh
                 await self._end()
             raise known from error
-        except (
-            BaseException
-        ):  # whoever asked has gone, and a client app cannot be interrupted; the next task starts another
+        # Whoever asked has gone, and a client app cannot be interrupted; the next task starts another.
+        except BaseException:
             await self._end()
             raise
 

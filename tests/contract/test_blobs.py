@@ -14,6 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from shared.blobs import Blobs, FolderBlobs, MemoryBlobs
 from shared.errors import ConfigError, DigestMismatch, Malformed, NotFound, StorageFull, Unavailable
@@ -350,6 +351,44 @@ def test_a_store_that_no_library_knows_is_refused_and_no_secret_is_shown(url: st
     with pytest.raises(ConfigError, match="URL") as refused:
         open_blobs(url, tmp_path)
     assert "secret" not in str(refused.value)
+
+
+REFUSED = {
+    "jlab://x": (ConfigError, "blobs_url: no blobs at a URL of jlab://"),
+    "reference://x": (ConfigError, "blobs_url: no blobs at a URL of reference://"),
+    "ftp://ann:secret@127.0.0.1:1/x": (Unavailable, "blobs_url: the store at ftp:// does not answer"),
+    "ftp://ann:5@host:secret/x": (ConfigError, "blobs_url: no blobs at a URL of ftp://"),
+}
+
+
+@pytest.mark.parametrize(("url", "error", "says"), [(url, *rest) for url, rest in REFUSED.items()], ids=REFUSED)
+def test_whatever_a_library_raises_for_a_url_names_the_setting_and_no_secret(
+    url: str, error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as refused:
+        open_blobs(url, tmp_path, where="blobs_url")
+    assert str(refused.value).startswith(says)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_login_that_fails_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LoginError(Exception):
+        """As the libraries have them: of no class that others share."""
+
+    def login(*_: object) -> None:
+        raise LoginError("530 Login incorrect.")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", login)
+    with pytest.raises(ConfigError, match=r"^blobs_url: no blobs at a URL of ftp:// \(LoginError: 530 Login"):
+        open_blobs("ftp://host/x", tmp_path, where="blobs_url")
+
+
+@pytest.mark.parametrize(("scheme", "warnings"), [("memory", 1), ("file", 0)])
+def test_a_store_that_a_restart_loses_warns(scheme: str, warnings: int, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        open_blobs(f"{scheme}://{tmp_path}/blobs", tmp_path / "staging", where="blobs_url")
+    assert [(entry["log_level"], entry["setting"]) for entry in logs] == [("warning", "blobs_url")] * warnings
+    assert all("a restart loses them all" in entry["event"] for entry in logs)
 
 
 def test_a_disk_that_fails_is_unavailable_and_one_that_is_full_is_said_to_be_full(

@@ -35,6 +35,10 @@ def token(token_id: str) -> TokenRecord:
     return TokenRecord(token_id, digest_of(token_id.encode()), {"site": "lab"}, False, 1.0, 100.0)
 
 
+def revoking(at: float) -> Callable[[TokenRecord], tuple[TokenRecord, AuditEntry]]:
+    return lambda found: (replace(found, revoked_at=at), ENTRY)
+
+
 def device(name: str, key: str = "") -> Device:
     number = int.from_bytes(name.encode(), "big") % (1 << 60)
     return Device(
@@ -159,6 +163,18 @@ def test_of_a_revocation_and_a_device_that_joins_at_once_one_comes_first_and_bot
         joined, revoked = threads.submit(join), threads.submit(revoke)
         assert joined.result() != revoked.result()
     assert bool(fleet.devices()) == joined.result()
+
+
+def test_tokens_that_expired_unused_are_forgotten_and_all_others_stay(fleet: FleetStore) -> None:
+    made = {"old": 40.0, "used": 40.0, "valid": 60.0, "revoked then": 40.0, "revoked lately": 40.0}
+    fleet.add_tokens([replace(token(name), expires_at=at) for name, at in made.items()], ENTRY)
+    fleet.enrol(device("dev1"), "used", 2.0, ENTRY)
+    for name, at in (("revoked then", 3.0), ("revoked lately", 55.0)):
+        fleet.change_token(name, revoking(at))
+
+    assert fleet.forget_tokens(50.0) == 2
+    assert {item.id for item in fleet.tokens()} == {"used", "valid", "revoked lately"}
+    assert fleet.forget_tokens(50.0) == 0
 
 
 def test_what_a_device_serves_is_replaced_and_survives_updates(fleet: FleetStore) -> None:

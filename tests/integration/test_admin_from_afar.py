@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 import stat
 from collections.abc import AsyncIterator
@@ -252,13 +253,18 @@ async def test_an_admin_from_afar_lists_and_revokes_join_tokens_and_never_sees_t
     token = JoinToken.parse(text)
 
     revoked = await place.run("token", "revoke", token.id, "--profile", ann)
-    again = await place.local("token", "revoke", text)
+    (place.folder / "token").write_text(f"{text}\n")
+    again = await place.local("token", "revoke", "--token-file", place.folder / "token")
+    typed = failure(await place.local("token", "revoke", text))
     listed = await place.run("token", "list", "--json", "--profile", ann)
     shown = await place.local("token", "list")
 
     assert (revoked.exit_code, again.exit_code) == (0, 0), revoked.output
     (found,) = json.loads(listed.output)
     assert (found["id"], found["state"], found["created_by"]) == (token.id, "revoked", "admin ann")
+    assert isinstance(typed, InputError)
+    assert "give its ID, from `coordinator token list`, or --token-file" in str(typed)
+    assert text not in str(typed)
     assert found["labels"] == {"site": "lab"}
     for secret in (text, token.secret.hex(), token.secret_sha256):
         assert secret not in listed.output + shown.output
@@ -287,6 +293,9 @@ async def test_what_was_typed_wrong_is_an_error_of_input_wherever_it_is_found_ou
         ("model", "publish", place.folder / "bundle", "--name", "no name"),
         ("token", "create", "--label", "Site=lab"),
         ("token", "revoke", "shoal1.abc"),
+        ("token", "revoke"),
+        ("token", "revoke", "6f1d2c3b4a596877", "--token-file", os.devnull),
+        ("token", "revoke", "--token-file", os.devnull),
         ("admin", "issue", "no name", "--out", place.folder / "ann"),
     )
     for words in typed:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from coordinator import app
 from coordinator.app import DAY_S, initialise, open_store, regularly, running, sweep
 from coordinator.config import CoordinatorConfig, Home, load_config
-from coordinator.fleet.device import AuditEntry
+from coordinator.fleet.device import AuditEntry, TokenRecord
 from coordinator.releases.rollouts import RolloutService
 from coordinator.store.engine import open_engine
 from coordinator.store.fleet import SqlFleetStore
@@ -130,15 +131,33 @@ def test_leftovers_of_a_former_process_are_swept_and_nothing_else(home: Home) ->
     assert {path: path.read_bytes() for path in home.keys.iterdir()} == keys
 
 
+def test_in_a_folder_that_others_share_only_what_is_old_is_swept(home: Home, tmp_path: Path) -> None:
+    config, now = replace(ANY_PORT, blobs_url=f"file://{tmp_path}/shared"), SystemClock().now()
+    blobs = open_store(home, config, now)
+    old, fresh, kept = digest_of(b"old"), digest_of(b"fresh"), blobs.write(b"kept")
+    for half in (old, fresh):
+        blobs.append(half, 0, b"x")
+
+    (arrival,) = (tmp_path / "shared").rglob(old)
+    for path in (arrival, tmp_path / "shared" / kept[:2] / kept):
+        os.utime(path, (now - 2 * DAY_S,) * 2)
+    open_store(home, config, now)
+
+    assert (blobs.received(old), blobs.received(fresh), blobs.read(kept)) == (0, 1, b"kept")
+
+
 async def test_history_older_than_the_setting_is_forgotten_and_newer_stays(home: Home) -> None:
     config = CoordinatorConfig(enrolment_port=0, fleet_port=0, metrics_port=0, retention_days=10.0)
     async with running(home, config) as parts:
         engine = open_engine(config.database(home.path))
         store, now = SqlFleetStore(engine), SystemClock().now()
         for days in (11, 9):
-            store.append_audit(AuditEntry(now - days * DAY_S, "admin", f"days.{days}", "fleet"))
+            then = now - days * DAY_S
+            token = TokenRecord(f"days.{days}", "", {}, False, then - DAY_S, then)
+            store.add_tokens([token], AuditEntry(then, "admin", f"days.{days}", "fleet"))
         parts.forget()
         assert [entry.action for entry in store.audit(10)] == ["days.9"]
+        assert [token.id for token in store.tokens()] == ["days.9"]
         engine.dispose()
 
 

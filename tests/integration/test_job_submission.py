@@ -1,6 +1,7 @@
 """`coordinator job submit` against a whole coordinator: paths in the job file, here and from afar; what is refused, in one line."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ async def test_a_job_that_cannot_work_is_refused_and_not_stored(
     place: Place, job: Path, old: str, new: str, says: str
 ) -> None:
     job.write_text(JOB.replace(old, new))
+    place.join("dev1", '{"client_apps": ["echo"]}')
 
     done = await run("job", "submit", job, "--home", place.home)
 
@@ -128,13 +130,17 @@ async def test_an_app_that_one_enrolled_device_has_is_accepted_and_shown_with_th
     place: Place, job: Path
 ) -> None:
     job.write_text(JOB.replace('"softmax"', '"letters"').replace("[train]\nlr = 0.1\n", ""))
-    place.join("dev1", '{"client_apps": ["echo"]}')
+    place.join("dev1", json.dumps({"client_apps": ["echo", *(f"a{number:050d}" for number in range(1000))]}))
     refused = await run("job", "submit", job, "--home", place.home)
     place.join("dev2", '{"client_apps": ["letters", "echo"]}')
 
     taken = await run("job", "submit", job, "--home", place.home)
     shown = await run("device", "show", "dev2", "--home", place.home)
+    listed = await run("device", "list", "--json", "--home", place.home)
 
-    assert "there are echo, image-classifier, softmax" in str(refused.exception)
+    assert isinstance(refused.exception, ConfigError)
+    assert "there are echo, image-classifier, softmax, a0" in str(refused.exception)
+    assert [device["name"] for device in json.loads(listed.output)] == ["dev1", "dev2"]
+    assert "client_apps" not in listed.output, "`device show` has them"
     assert taken.exit_code == 0, taken.output
     assert "echo letters" in shown.output

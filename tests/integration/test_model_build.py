@@ -57,6 +57,6 @@ async def test_a_model_is_built_from_examples_alone_and_published(data: Path, tm
 @pytest.mark.timeout(120)
 def test_what_the_worker_refuses_is_an_error_of_input_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
     for more, kind in ((("--factory", "nope"), NotFound), (("--arg", "width=9"), InputError)):
-        error = build(data, tmp_path / "bundle", *more).exception
+        error = build(data, tmp_path / "new" / "folders" / "bundle", *more).exception
         assert type(error) is kind
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures.npz"]

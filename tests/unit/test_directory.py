@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from coordinator.directory import client_apps
+from coordinator.directory import MAX_APPS, client_apps
 from edge_agent.device_profile import to_report
 from shared.client_apps import BUILT_IN
 from shared.learning.profile import GENERIC_X86
@@ -15,6 +15,11 @@ PROFILES: dict[str, tuple[str, frozenset[str] | None]] = {
     "no profile": ("", None),
     "an empty list": ('{"client_apps": []}', frozenset()),
     "a list that is none": ('{"client_apps": "echo"}', None),
+    "names that no job can give": ('{"client_apps": ["echo", "Echo", "a b"]}', frozenset({"echo"})),
+    "more names than a device may list": (
+        json.dumps({"client_apps": [f"app{number}" for number in range(1000)]}),
+        frozenset(f"app{number}" for number in range(MAX_APPS)),
+    ),
     "names that cannot be shown": ('{"client_apps": ["echo", "\\u001b[31m", 7, null]}', frozenset({"echo"})),
 }
 

@@ -127,20 +127,45 @@ def test_a_full_disk_leaves_the_store_as_it_was(
     assert count(store) == 10
 
 
-def test_a_damaged_chunk_is_told(store: DataStore) -> None:
-    store.ingest(*some(10))
+def test_a_damaged_chunk_is_told_without_the_owners_file_and_folder(store: DataStore, tmp_path: Path) -> None:
+    store.ingest(*some(10), source="maria.npz")
     path = store.chunks()[0].path
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(Corrupt, match="ingest"):
+    with pytest.raises(Corrupt, match="ingest it again") as told:
         store.split()
+    assert store.chunks()[0].id in str(told.value)
+    assert "maria" not in str(told.value)
+    assert str(tmp_path) not in str(told.value)
 
 
 def test_what_a_crash_left_half_written_is_passed_over(store: DataStore, tmp_path: Path) -> None:
     store.ingest(*some(10))
     (tmp_path / "data" / ".00000001-ab.safetensors.0011.tmp").write_bytes(b"half")
     assert count(store) == 10
+
+
+def test_what_a_crash_left_half_written_is_removed_but_not_what_is_being_written(
+    store: DataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.forget_halves()  # no folder yet
+    left = tmp_path / "data" / ".00000001-ab.safetensors.0011.tmp"
+    real, during = os.fsync, []
+
+    def sweep(handle: int) -> None:
+        store.forget_halves()
+        during.append(sorted(path.suffix for path in left.parent.iterdir()))
+        real(handle)
+
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sweep)
+        store.ingest(*some(10))
+    assert during[0] == [".tmp", ".tmp"]
+    store.forget_halves()
+    assert [path.name for path in left.parent.iterdir()] == [store.chunks()[0].name]
 
 
 def test_examples_are_for_their_owner_alone(store: DataStore) -> None:
@@ -191,9 +216,26 @@ def test_a_file_is_removed_by_its_id_or_its_own_name(store: DataStore) -> None:
     assert store.remove("monday.npz") == first
     assert store.remove(second.id) == second
     assert store.chunks() == []
-    for name in (second.id, "", "0"):
+    for name in (second.id, "", "0", ".", "/"):
         with pytest.raises(NotFound, match="data list"):
             store.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("ingested", "typed"),
+    [
+        ("tuesday 1.npz", "tuesday 1.npz"),
+        ("tuesday 1.npz", "tuesday_1.npz"),
+        ("my photos (2).npz", "my photos (2).npz"),
+        ("b.npz", "./b.npz"),
+        ("my photos (2).npz", "/home/maria/my photos (2).npz"),
+        ("ü" * 80 + ".npz", "ü" * 80 + ".npz"),
+    ],
+)
+def test_a_file_is_removed_by_what_was_typed_to_ingest_it(ingested: str, typed: str, store: DataStore) -> None:
+    chunk = store.ingest(*some(10), source=ingested).chunk
+    store.ingest(*some(10, seed=1))  # of no file
+    assert store.remove(typed) == chunk
 
 
 def test_a_name_that_two_files_have_removes_neither(store: DataStore) -> None:

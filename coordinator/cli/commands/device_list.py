@@ -23,7 +23,10 @@ def command(where: Where, cohort: str, as_json: bool) -> None:
     with admin(where) as stub:
         devices = stub.ListDevices(admin_pb2.ListDevicesRequest(cohort=cohort), timeout=CALL_TIMEOUT_S).devices
     if as_json:
-        print_json([to_plain(device) for device in devices])
+        shown = [to_plain(device) for device in devices]
+        for device in shown:
+            del device["client_apps"]  # `device show` has them
+        print_json(shown)
         return
     print_table(
         devices,

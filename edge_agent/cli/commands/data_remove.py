@@ -22,6 +22,10 @@ def command(home: Path, name: str) -> None:
     from edge_agent.config import Home
     from edge_agent.storage import DataStore
 
-    chunk = DataStore(Home(home).data).remove(name)
-    memory.forget(Home(home).state)
+    state = Home(home).state
+    memory.forget(state)  # also before: killed in between, or with the file gone already, nothing of it is left
+    try:
+        chunk = DataStore(Home(home).data).remove(name)
+    finally:
+        memory.forget(state)  # what a training wrote meanwhile
     click.echo(f"{chunk.id} removed")

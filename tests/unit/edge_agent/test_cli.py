@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from edge_agent.cli import cli
+from edge_agent.client_app import memory
 from edge_agent.report import as_lines
+from edge_agent.storage import Chunk, DataStore
 from shared.cli import run_cli
 from shared.signing.tokens import JoinToken
 from tests.unit.test_coordinator_cli import every_command
@@ -123,6 +125,40 @@ def test_what_was_ingested_is_listed_and_can_be_removed(run: Run, shard: Callabl
 
     assert run("data", "remove", "tuesday.npz").out == f"{second['name']} removed\n"
     assert [one["name"] for one in json.loads(run("data", "list", "--json").out)] == [first["name"]]
+
+
+@pytest.mark.parametrize("again", ["before", "meanwhile", "gone already"])
+def test_with_a_file_goes_what_is_remembered_of_it_also_where_a_former_removal_was_killed(
+    again: str, run: Run, shard: Callable[[str, list[int]], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = tmp_path / "home" / "state" / "app" / memory.FILE
+    path = shard("monday.npz", [0, 1, 2, 5])
+    run("ingest", path)
+    remove = DataStore.remove
+
+    def remember() -> None:
+        memory.absorb(
+            DataStore(tmp_path / "home" / "data"),
+            buffer.parent,
+            9,
+            np.random.default_rng(0),
+            shape=(1, 2, 2),
+            classes=9,
+        )
+        assert buffer.exists()
+
+    def removing(store: DataStore, name: str) -> Chunk:
+        assert not buffer.exists(), "killed after this, the file would be gone and its examples would not"
+        if again == "meanwhile":
+            remember()
+        return remove(store, name)
+
+    remember()
+    monkeypatch.setattr(DataStore, "remove", removing)
+    if again == "gone already":
+        next((tmp_path / "home" / "data").iterdir()).unlink()
+    assert run("data", "remove", path).code == (3 if again == "gone already" else 0)
+    assert list(buffer.parent.iterdir()) == []
 
 
 def test_many_labels_are_told_by_their_number(run: Run, shard: Callable[[str, list[int]], str]) -> None:

@@ -10,6 +10,8 @@ from flwr.app import Context, RecordDict
 from edge_agent.client_app import load_app, memory
 from edge_agent.storage import DataStore
 from shared.client_apps import UNFIT
+from shared.files import atomic_file
+from shared.learning.continual import ReplayBuffer
 from tests.unit.learning.pictures import pictures
 from tests.unit.test_client_app import STATE, ask, metrics_of, softmax_zeros
 
@@ -74,6 +76,44 @@ def test_what_was_removed_leaves_the_replay_buffer(store: DataStore, tmp_path: P
     assert 77 not in absorbed(store, folder, classes=100)
     memory.forget(tmp_path / "state")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["before the write", "during the write"])
+def test_what_is_removed_while_the_buffer_is_made_is_not_written_back(
+    moment: str, store: DataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "state" / "app"
+    bad = store.ingest(*mislabelled(60, wrong=60)).chunk
+    store.ingest(*pictures(60, seed=1))
+
+    def removed() -> None:
+        if bad in store.chunks():
+            store.remove(bad.id)
+            memory.forget(tmp_path / "state")
+
+    def late(path: Path, data: bytes, *, mode: int) -> None:
+        if moment == "before the write":
+            removed()
+        with atomic_file(path, mode=mode) as file:
+            file.write(data)
+            removed()
+
+    monkeypatch.setattr(memory, "write_atomic", late)
+    assert 77 not in absorbed(store, folder, classes=100)
+    assert [path.name for path in folder.iterdir()] == [memory.FILE]
+    assert ReplayBuffer.from_bytes((folder / memory.FILE).read_bytes()).sources == (store.chunks()[0].name,)
+
+
+def test_half_a_buffer_is_forgotten_as_a_whole_one_is_and_alone_at_the_start(tmp_path: Path) -> None:
+    whole, half, other = (tmp_path / "app" / name for name in (memory.FILE, f".{memory.FILE}.0011.tmp", "other"))
+    whole.parent.mkdir()
+    for path in (whole, half, other):
+        path.write_bytes(b"x")
+    memory.forget_halves(tmp_path)
+    assert sorted(whole.parent.iterdir()) == sorted([whole, other])
+    half.write_bytes(b"x")
+    memory.forget(tmp_path)
+    assert list(whole.parent.iterdir()) == [other]
 
 
 def test_drift_is_judged_without_a_file_that_goes_meanwhile(store: DataStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib import format as npy
+from safetensors.numpy import save
 
-from coordinator.rounds.inputs import PUBLIC_DATA, read_arrays, read_public, require_fit, with_whole_paths
+from coordinator.rounds.inputs import PUBLIC_DATA, check_public, read_arrays, require_fit, with_whole_paths
 from shared.errors import ConfigError
+from shared.learning.examples import Outline
 from shared.learning.spec import InputSchema
 from simulations.jobfile import to_toml
 
@@ -88,6 +92,21 @@ def link(folder: Path) -> Path:
     return folder / "p.npz"
 
 
+def bomb(folder: Path) -> Path:
+    """Headers alone: whoever began to unpack it would say that it is cut."""
+    with zipfile.ZipFile(folder / "p.npz", "w") as archive:
+        for name, shape, kind in (("x", (400_000, 1_000, 2), "<f4"), ("y", (400_000,), "<i8")):
+            with archive.open(f"{name}.npy", "w") as file:
+                npy.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return folder / "p.npz"
+
+
+def empty(folder: Path) -> Path:
+    """As the files of /proc say they are."""
+    (folder / "p.npz").touch()
+    return folder / "p.npz"
+
+
 PICTURES = np.zeros((4, 1, 2, 2), np.float32)
 USELESS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no file": (lambda folder: folder / "p.npz", "there is no file .*p.npz on the coordinator's machine"),
@@ -98,6 +117,8 @@ USELESS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no labels": (lambda folder: examples(folder / "p.npz", PICTURES, [0.5] * 4), "integer label"),
     "too few labels": (lambda folder: examples(folder / "p.npz", PICTURES, [0, 1]), "x holds one float array"),
     "values that are not finite": (lambda folder: examples(folder / "p.npz", PICTURES + np.nan, [0] * 4), "NaN"),
+    "more than fits into memory": (bomb, "p.npz: its examples take 3.2 GB unpacked: at most 1.1 GB"),
+    "an empty file": (empty, "p.npz is empty"),
     "labels below zero": (lambda folder: examples(folder / "p.npz", PICTURES, [-1] * 4), "labels"),
 }
 
@@ -107,7 +128,7 @@ def test_public_data_that_is_none_is_refused_with_the_key(
     tmp_path: Path, make: Callable[[Path], Path], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        read_public(str(make(tmp_path)))
+        check_public(str(make(tmp_path)))
     assert caught.value.path == PUBLIC_DATA
 
 
@@ -115,17 +136,51 @@ def test_public_data_that_is_none_is_refused_with_the_key(
     ("shape", "labels"), [((1, 2, 3), 3), ((4,), 3), ((1, 2, 2), 4)], ids=["wider", "flat", "a class too many"]
 )
 def test_public_data_that_the_model_does_not_take_is_refused(shape: tuple[int, ...], labels: int) -> None:
-    found = np.zeros((8, *shape), np.float32), np.arange(8) % labels
+    found = Outline(shape, labels - 1)
     with pytest.raises(ConfigError, match=re.escape("the model takes [1, 2, 2] and 3 classes")):
         require_fit(found, SCHEMA, "p.npz", where=PUBLIC_DATA)
 
 
 def test_public_data_with_fewer_labels_than_classes_fits(tmp_path: Path) -> None:
-    found = read_public(str(examples(tmp_path / "p.npz", PICTURES, [0, 1, 0, 1])))
+    found = check_public(str(examples(tmp_path / "p.npz", PICTURES, [0, 1, 0, 1])))
     require_fit(found, SCHEMA, "p.npz")
 
 
-@pytest.mark.parametrize("name", ["gone", ".", "relative", "/dev/zero"])
+@pytest.mark.parametrize("name", ["gone", ".", "relative", "/dev/zero", "/etc/passwd", "/proc/self/status"])
 def test_arrays_are_read_from_a_whole_path_of_a_file_alone(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"job.start.arrays_file"):
         read_arrays(name if name == "relative" else str(tmp_path / name))
+
+
+ARRAYS = save({"w": np.ones((2, 3), np.float32)})
+NO_ARRAYS = {
+    "another file": b"root:x:0:0:root:/root:/bin/sh\n",
+    "cut": ARRAYS[:-1],
+    "longer than it says": ARRAYS + b"x",
+    "a header longer than the file": (1 << 40).to_bytes(8, "little") + b"{}",
+    "a header that is no object": (2).to_bytes(8, "little") + b"[]",
+    "nested without end": (2_000_000).to_bytes(8, "little") + b"[" * 2_000_000,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_is_no_safetensors_file_is_not_read(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(data)
+    monkeypatch.delattr(Path, "read_bytes")
+    with pytest.raises(ConfigError, match=r"job.start.arrays_file: .*w.safetensors"):
+        read_arrays(str(file))
+
+
+def test_arrays_are_read_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(ARRAYS)
+    assert read_arrays(str(file)) == ARRAYS
+
+
+def test_a_link_to_what_the_kernel_makes_up_is_not_read(tmp_path: Path) -> None:
+    link = tmp_path / "w.safetensors"
+    link.symlink_to("/proc/self/status")
+    with pytest.raises(ConfigError, match="empty"):
+        read_arrays(str(link))
