@@ -32,7 +32,7 @@ class CoordinatorConfig:
     reconnect_grace_s: float = 10.0  # how long a task survives its device's stream
     device_certificate_days: float = 90.0
     max_blob_mib: int = 4096
-    retention_days: float = 90.0  # of the audit log, device metrics and the history of rollouts that have ended
+    retention_days: float = 90.0  # of the audit log, device metrics, ended rollouts and join tokens that expired unused
     rollout_tick_s: float = 0.5
     log_level: str = "info"
     log_json: bool = False

@@ -12,10 +12,12 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save
 
 from coordinator.app import initialise, running
+from coordinator.cli.client import Where, admin
 from coordinator.cli.root import cli
 from coordinator.config import CoordinatorConfig, Home
 from coordinator.fleet.registry import EnrolmentRequest
 from coordinator.rpc.admin import Nouns
+from protos.fleet.v1 import admin_pb2
 from shared.errors import ConfigError
 from shared.signing.certificates import generate_key, make_csr
 
@@ -47,6 +49,10 @@ class Place:
         registry = self.nouns.registry
         tokens, _ = registry.create_tokens(count=1, valid_for_s=60, labels={}, require_approval=False, actor="test")
         registry.enrol(EnrolmentRequest(tokens[0].text, make_csr(generate_key(), name), name, {}, profile_json))
+
+    def rows(self) -> list[admin_pb2.Device]:
+        with admin(Where(self.home)) as stub:
+            return list(stub.ListDevices(admin_pb2.ListDevicesRequest(), timeout=10.0).devices)
 
 
 @pytest.fixture
@@ -142,5 +148,7 @@ async def test_an_app_that_one_enrolled_device_has_is_accepted_and_shown_with_th
     assert "there are echo, image-classifier, softmax, a0" in str(refused.exception)
     assert [device["name"] for device in json.loads(listed.output)] == ["dev1", "dev2"]
     assert "client_apps" not in listed.output, "`device show` has them"
+    rows = await asyncio.to_thread(place.rows)
+    assert max(row.ByteSize() for row in rows) < 500, "all devices share one message of 4 MB"
     assert taken.exit_code == 0, taken.output
     assert "echo letters" in shown.output
