@@ -97,7 +97,9 @@ def _is_greeted(connection: ssl.SSLSocket) -> bool:
     try:
         if not connection.recv(1):
             raise ConnectionAbortedError("it hung up after the handshake")
-    except ssl.SSLError:
+    except ssl.SSLError as error:
+        if not error.reason:  # OpenSSL had none: a reset, which Python 3.11 tells as an end too
+            raise ConnectionResetError("it was reset after the handshake") from error
         return False
     return True
 

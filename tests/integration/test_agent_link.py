@@ -1,11 +1,12 @@
 """The agent's link on real sockets: tasks, breaks, refusals, certificates, metrics."""
 
 import asyncio
+import json
 import os
 import signal
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import grpc.aio
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from edge_agent.client_app import memory
 from edge_agent.inference.probe import Probe
 from edge_agent.link.credentials import Credentials
 from edge_agent.storage import DataStore
 from protos.fleet.v1 import blobs_pb2, blobs_pb2_grpc
+from shared.client_apps import app_names
 from shared.clock import SystemClock
 from shared.errors import DigestMismatch, NotFound
 from shared.flower import decode_records, encode_records
 from shared.ids import Digest, JobId, TaskId, digest_of, new_task_id
+from shared.learning.profile import GENERIC_X86
 from shared.session import CancelTask, Hello, Part, Renew, RunTask, TaskResult
 from shared.signing.certificates import to_pem
 from tests.integration.agent_kit import FAST, MODEL, Kit, agent_serves, bundle, examples, kit, until, until_soon
@@ -67,6 +71,28 @@ async def test_a_task_is_fetched_run_and_answered_by_digest(tmp_path: Path) -> N
             sent, found = (one.array_records["arrays"]["w"].numpy() for one in (decode_records(blob), content))
             np.testing.assert_array_equal(found, sent)
             await until(lambda: not list(k.home.outgoing.glob("[0-9a-f]*/*")))  # acknowledged, so forgotten
+
+
+async def test_at_its_start_a_device_tells_its_profile_and_client_apps_and_sweeps_half_written_examples(
+    tmp_path: Path,
+) -> None:
+    async with kit(tmp_path) as k:
+        k.ingest()
+        (chunk,) = DataStore(k.home.data).chunks()
+        halves = [k.home.data / f".{chunk.name}.0011.tmp", k.home.state / "app" / f".{memory.FILE}.0011.tmp"]
+        halves[1].parent.mkdir()
+        for half in halves:
+            half.write_bytes(b"half")
+        async with k.agent():
+            await k.attached()
+            assert [half for half in halves if half.exists()] == []
+            assert chunk.path.exists()
+            hello = next(event for kind, _, event in k.front.recorder.events if kind == "attached")
+            assert isinstance(hello, Hello)
+            told = json.loads(hello.profile_json)
+            assert told.pop("client_apps") == app_names()
+            assert told == json.loads(json.dumps(asdict(GENERIC_X86)))
+            assert json.loads(k.front.registry.device("cam-1").profile_json)["client_apps"] == app_names()
 
 
 async def test_a_plain_task_is_refused_by_a_device_that_wants_secrecy(tmp_path: Path) -> None:

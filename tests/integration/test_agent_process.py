@@ -1,10 +1,13 @@
 """The real `edge-agent` program: enrolment, SIGKILL at bad moments, one agent a home, status."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
+import ssl
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,9 +23,13 @@ import pytest
 from edge_agent.config import Home
 from edge_agent.inference.probe import Probe
 from edge_agent.journal import Journal
+from edge_agent.link.enrolment import fetch_authority
 from edge_agent.state import InstallState
+from shared.client_apps import app_names
+from shared.clock import SystemClock
+from shared.errors import Unavailable
 from shared.files import write_atomic
-from shared.signing.certificates import Authority
+from shared.signing.certificates import Authority, generate_key, key_to_pem, make_csr, to_pem
 from shared.signing.tokens import JoinToken
 from tests.integration.agent_kit import MODEL, Kit, bundle, examples, kit, pid_alive, until
 from tests.integration.test_agent_link import endless
@@ -96,6 +103,8 @@ async def enrolled_by_command(tmp_path: Path) -> AsyncIterator[Kit]:
 async def test_a_device_joins_runs_and_is_asked_what_it_does(tmp_path: Path) -> None:
     async with enrolled_by_command(tmp_path) as k:
         assert k.device.labels == {"site": "lab"}
+        assert json.loads(k.device.profile_json)["client_apps"] == app_names()
+        assert not list(k.home.identity.glob("enrolling*")), "the key is kept in one place"
         assert (k.home.identity / "current" / "key.pem").stat().st_mode & 0o077 == 0
         at_rest = await edge_agent("status", "--home", str(k.home.path), "--json")
         assert json.loads(at_rest.out)["running"] is False
@@ -215,6 +224,35 @@ async def test_who_dials_the_fleet_port_to_join_is_told_which_port_it_is(tmp_pat
         assert done.code == 2
         assert "as a coordinator's fleet port does; give its enrolment port" in done.err
         assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("way", ["a reset", "a close"])
+async def test_a_peer_that_hangs_up_after_the_handshake_is_not_there_rather_than_a_fleet_port(
+    tmp_path: Path, way: str
+) -> None:
+    now, key = SystemClock().now(), generate_key()
+    authority = Authority.create("test", now)
+    certificate = authority.issue(make_csr(key, "c"), "c", "coordinator", now=now, valid_for_s=60.0)
+    for name, content in (("key.pem", key_to_pem(key)), ("cert.pem", to_pem(certificate))):
+        (tmp_path / name).write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    def hang_up(listening: socket.socket) -> None:
+        with context.wrap_socket(listening.accept()[0], server_side=True) as connection:
+            if way == "a reset":
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                with contextlib.suppress(ssl.SSLError):  # it says goodbye, and is not answered
+                    connection.unwrap()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        peer = asyncio.create_task(asyncio.to_thread(hang_up, listening))
+        with pytest.raises(Unavailable, match="is it the enrolment port, 7450") as refused:
+            await asyncio.to_thread(fetch_authority, address, JoinToken.create(authority.fingerprint))
+        await peer
+    assert refused.value.exit_code == 23
 
 
 async def test_what_the_coordinator_cannot_take_was_typed_here(tmp_path: Path) -> None:
