@@ -1,36 +1,54 @@
 """The client half of secure aggregation, as a Flower mod: the app trains as ever, and only a masked vector leaves.
 
-Every phase is an ordinary train or evaluate message with a `ConfigRecord` named `shoal.secagg`. Only the masked phase
-reaches the app, with that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere.
-It reaches the app only if everything in it is what the members of the round signed that they expect (`Terms.inputs_digest`).
-A message without the record is refused unless the policy allows plain work. A refusal is an error reply with code
-`REFUSED`; the app's own exceptions pass through.
+Every phase is an ordinary train or evaluate message with a `ConfigRecord` named `shoal.secagg`. Only the masked phase reaches
+the app, with that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere. Its masks are
+bound to all that it was given (`RoundTerms.inputs_digest`): with other devices' they cancel only if those were given the same.
+A message without the record is refused unless the policy allows plain work. A refusal is an error reply with code `REFUSED`;
+the app's own exceptions pass through.
 
-Between phases the client's keys rest in `context.state`, one record a round, because Flower may start a process for each
-message. They are gone when the shares are revealed, when the app fails, and when `kept_rounds` newer rounds have begun. On
-Flower's own SuperNode that state also lies in the SuperNode's memory: who reads it reads this device's round keys, and the
-shares it holds for its peers.
+Between phases the client's keys rest in `context.state`, one record a group, because Flower may start a process for each
+message. A round's keys are gone when it has what it needs, a group's when its rounds are used up, when the app fails to read
+its shares, and when `kept_groups` newer groups have begun. What rounding took from an update rests there too; once the update
+is counted, it is added to the run's next. On Flower's own SuperNode that state also lies in the SuperNode's memory: who reads
+it reads this device's keys, and the shares it holds for its peers.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from shared.errors import DigestMismatch, FalseShares, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
-from shared.flower import REFUSED, inputs_digest, pack_words, reply_error, reply_with, to_numpy, with_content
-from shared.secagg.client import Client, Policy
+from shared.flower import REFUSED, inputs_digest, pack_bytes, reply_error, reply_with, to_numpy, with_content
+from shared.secagg.client import Client
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.keys import Identity, Verifier
-from shared.secagg.masks import Words
-from shared.secagg.messages import RECORD, VECTOR_RECORD, WORDS_TYPE, Complaint, Inbox, Phase, Roster, UnmaskRequest
-from shared.secagg.quantize import Arrays, encode
+from shared.secagg.messages import (
+    PACKED_TYPE,
+    RECORD,
+    VECTOR_RECORD,
+    Complaint,
+    Inbox,
+    Members,
+    Neighbourhood,
+    Phase,
+    RecoveryRequest,
+    Witness,
+)
+from shared.secagg.packing import pack
+from shared.secagg.policy import Policy
+from shared.secagg.quantize import Update, encode
+from shared.secagg.schema import Arrays, Schema
 from shared.secagg.shamir import Entropy
-from shared.secagg.terms import Settings, Terms
+from shared.secagg.states import ClientState
+from shared.secagg.terms import GroupTerms, RoundTerms, Settings, from_bitmap, rotation_of
 
 Next = Callable[[Message, Context], Message]
 SECURED = ("train", "evaluate")
+GROUP = f"{RECORD}.group."  # and its id: a client's keys
+PENDING = f"{RECORD}.pending."  # and a group's id: what rounding took from the update that its last round masked …
+OWED = f"{RECORD}.owed."  # and a run's id: … and from all that were counted before
 
 
 @dataclass(frozen=True)
@@ -39,7 +57,7 @@ class ModPolicy:
 
     client: Policy = field(default_factory=Policy)
     allow_plain: bool = False
-    kept_rounds: int = 8
+    kept_groups: int = 4
 
 
 class SecureMod:
@@ -72,76 +90,109 @@ class SecureMod:
             raise Malformed(f"the record {RECORD!r} is not a ConfigRecord")
         fields: Fields = dict(record)
         read = Reader(fields, "a secure aggregation message")
-        round_id = read.text("round_id")
-        match read.text("phase"):
-            case Phase.KEYS:
-                return _reply(message, Phase.KEYS, self._keys(fields, context))
-            case Phase.SHARES:
-                return _reply(message, Phase.SHARES, self._shares(fields, round_id, context))
-            case Phase.MASKED:
-                return self._masked(message, context, call_next, fields, round_id)
-            case Phase.UNMASKED:
-                return _reply(message, Phase.UNMASKED, self._unmasked(fields, round_id, context))
-        raise Malformed("an unknown phase of secure aggregation")
+        group, phase = read.text("group_id"), read.text("phase")
+        if phase == Phase.MASKED:
+            return self._masked(message, context, call_next, fields, group)
+        try:
+            answer = self._steps[Phase(phase)]
+        except (ValueError, KeyError) as error:
+            raise Malformed("an unknown phase of secure aggregation") from error
+        return _reply(message, Phase(phase), answer(fields, group, context))
 
-    def _keys(self, fields: Fields, context: Context) -> Fields:
-        terms = Terms.from_fields(fields)
-        if _slot(terms.round_id) in context.state:
-            raise ProtocolError("this device has made keys for this round already")
+    def _keys(self, fields: Fields, group: str, context: Context) -> Fields:
+        if _slot(group) in context.state:
+            raise ProtocolError("this device has made keys for this group already")
+        terms = GroupTerms.from_fields(fields)
         client = Client(terms, Reader(fields, "an invitation").integer("index"), self._policy.client)
         client, advert = client.advertise(self._identity, self._entropy)
-        self._make_room(context)
+        for old in _oldest(context, GROUP, self._policy.kept_groups - 1):
+            _forget(context, old)
         _store(context, client)
         return advert.to_fields()
 
-    def _shares(self, fields: Fields, round_id: str, context: Context) -> Fields:
-        client, deal = self._load(context, round_id).share(Roster.from_fields(fields), self._verifier, self._entropy)
+    def _coins(self, fields: Fields, group: str, context: Context) -> Fields:
+        client, coin = self._load(context, group).toss(Members.from_fields(fields))
+        _store(context, client)
+        return coin.to_fields()
+
+    def _shares(self, fields: Fields, group: str, context: Context) -> Fields:
+        near = Neighbourhood.from_fields(fields)
+        client, deal = self._load(context, group).share(near, self._verifier, self._entropy)
         _store(context, client)
         return deal.to_fields()
 
-    def _masked(self, message: Message, context: Context, call_next: Next, fields: Fields, round_id: str) -> Message:
+    def _masked(self, message: Message, context: Context, call_next: Next, fields: Fields, group: str) -> Message:
+        client = self._load(context, group)
         try:
-            client = self._load(context, round_id).receive(Inbox.from_fields(fields))
+            if client.state is ClientState.SHARED:
+                client = client.receive(Inbox.from_fields(fields))
         except FalseShares as error:
-            _forget(context, round_id)
+            _forget(context, group)
             return _reply(message, Phase.MASKED, Complaint(error.dealers).to_fields())
-        settings = Settings.from_fields(fields)
+        settings, inputs = Settings.from_fields(fields), _without_record(message.content)
         training = _category(message) == "train"
         base = _arrays(message.content, "message") if training else {}
-        schema = settings.schema(client.terms.clients, base)
-        if schema.digest != client.terms.schema_digest:
-            raise DigestMismatch("the arrays or settings of this round are not those its keys were made for")
-        inputs = _without_record(message.content)
         found = inputs_digest(inputs, message_type=message.metadata.message_type, client_app=self._client_app)
-        if found != client.terms.inputs_digest:
-            raise DigestMismatch("this device was given another model or other settings than the round agreed on")
-        _forget(context, round_id)  # whatever happens below, these keys mask one vector at most
+        terms, schema = _agreed(fields, client, settings, base, found)
+        client.check_round(terms)
         reply = call_next(with_content(message, inputs), context)
         if reply.has_error():
             return reply
         weight, metrics = _metrics(reply.content, settings.weight_key)
-        words = encode(schema, weight, metrics, _arrays(reply.content, "reply") if training else {}, base)
-        client = client.mask(words)
+        arrays = _arrays(reply.content, "reply") if training else {}
+        update = Update(weight, metrics, arrays, base, _owed(context, base) if settings.feedback else {})
+        residues, owed = encode(schema, update, self._entropy, feedback=settings.feedback and training)
+        client = client.mask(terms, residues)
         _store(context, client)
-        return _vector_reply(message, round_id, words)
+        context.state.pop(f"{PENDING}{group}", None)
+        if owed:
+            context.state[f"{PENDING}{group}"] = ArrayRecord({name: Array(array) for name, array in owed.items()})
+        return _vector_reply(message, pack(residues, schema.modulus_bits))
 
-    def _unmasked(self, fields: Fields, round_id: str, context: Context) -> Fields:
-        _, reveal = self._load(context, round_id).reveal(UnmaskRequest.from_fields(fields))
-        _forget(context, round_id)
+    def _confirmed(self, fields: Fields, group: str, context: Context) -> Fields:
+        client = self._load(context, group)
+        counted = from_bitmap(Reader(fields, "who is counted").blob("counted"), client.terms.clients)
+        client, confirmation = client.confirm(counted)
+        _store(context, client)
+        left = context.state.pop(f"{PENDING}{group}", None)
+        if isinstance(left, ArrayRecord):  # the update is in the sum
+            self._owe(context, left)
+        return confirmation.to_fields()
+
+    def _unmasked(self, fields: Fields, group: str, context: Context) -> Fields:
+        client, reveal = self._load(context, group).reveal(Witness.from_fields(fields))
+        _store(context, client)
         return reveal.to_fields()
 
-    def _load(self, context: Context, round_id: str) -> Client:
-        record = context.state.get(_slot(round_id))
+    def _recovered(self, fields: Fields, group: str, context: Context) -> Fields:
+        client, shares = self._load(context, group).recover(RecoveryRequest.from_fields(fields))
+        _store(context, client)
+        return shares.to_fields()
+
+    @property
+    def _steps(self) -> Mapping[Phase, Callable[[Fields, str, Context], Fields]]:
+        return {
+            Phase.KEYS: self._keys,
+            Phase.COINS: self._coins,
+            Phase.SHARES: self._shares,
+            Phase.CONFIRMED: self._confirmed,
+            Phase.UNMASKED: self._unmasked,
+            Phase.RECOVERED: self._recovered,
+        }
+
+    def _load(self, context: Context, group: str) -> Client:
+        record = context.state.get(_slot(group))
         if not isinstance(record, ConfigRecord):
             raise ProtocolError(
-                "this device has no keys for this round: it never joined, has finished, or was restarted"
+                "this device has no keys for this group: it never joined, has finished, or was restarted"
             )
         return Client.from_fields(dict(record), self._policy.client)
 
-    def _make_room(self, context: Context) -> None:
-        slots = [name for name in context.state if name.startswith(f"{RECORD}.")]
-        for name in slots[: max(0, len(slots) - self._policy.kept_rounds + 1)]:
-            del context.state[name]
+    def _owe(self, context: Context, left: ArrayRecord) -> None:
+        context.state.pop(f"{OWED}{context.run_id}", None)
+        for run in _oldest(context, OWED, self._policy.kept_groups - 1):
+            del context.state[f"{OWED}{run}"]
+        context.state[f"{OWED}{context.run_id}"] = left
 
 
 def make_secure_mod(
@@ -160,16 +211,52 @@ def _category(message: Message) -> str:
     return message.metadata.message_type.partition(".")[0]
 
 
-def _slot(round_id: str) -> str:
-    return f"{RECORD}.{round_id}"
+def _slot(group: str) -> str:
+    return f"{GROUP}{group}"
 
 
 def _store(context: Context, client: Client) -> None:
-    context.state[_slot(client.terms.round_id)] = ConfigRecord(dict(client.to_fields()))
+    """A client that has used up its keys is forgotten."""
+    group = client.terms.group_id
+    if client.spent:
+        _forget(context, group)
+    else:
+        context.state[_slot(group)] = ConfigRecord(dict(client.to_fields()))
 
 
-def _forget(context: Context, round_id: str) -> None:
-    context.state.pop(_slot(round_id), None)
+def _forget(context: Context, group: str) -> None:
+    context.state.pop(_slot(group), None)
+    context.state.pop(f"{PENDING}{group}", None)
+
+
+def _oldest(context: Context, kind: str, kept: int) -> list[str]:
+    """The ids of all records of a kind but the `kept` newest."""
+    found = [name.removeprefix(kind) for name in context.state if name.startswith(kind)]
+    return found[: max(0, len(found) - kept)]
+
+
+def _agreed(fields: Fields, client: Client, settings: Settings, base: Arrays, inputs: str) -> tuple[RoundTerms, Schema]:
+    """What this round is about, as this device sees it. Raises `DigestMismatch` where the server says that others see something
+    else.
+    """
+    read = Reader(fields, "the terms of a round")
+    round_id = read.text("round_id")
+    present = from_bitmap(read.blob("present"), client.terms.clients)
+    schema = settings.schema(client.terms.clients, base, rotation_of(round_id))
+    if schema.digest != read.text("schema_digest"):
+        raise DigestMismatch("the arrays or settings of this round are not those that the others were given")
+    if inputs != read.text("inputs_digest"):
+        raise DigestMismatch("this device was given another model or other settings than the round agreed on")
+    return RoundTerms(client.binding, read.integer("number"), round_id, present, schema.digest, inputs), schema
+
+
+def _owed(context: Context, base: Arrays) -> Arrays:
+    """What earlier roundings took, of arrays that still have the shape that they had."""
+    record = context.state.get(f"{OWED}{context.run_id}")
+    if not isinstance(record, ArrayRecord):
+        return {}
+    found = {name: to_numpy(array) for name, array in record.items()}
+    return {name: array for name, array in found.items() if name in base and base[name].shape == array.shape}
 
 
 def _without_record(content: RecordDict) -> RecordDict:
@@ -198,7 +285,7 @@ def _reply(message: Message, phase: Phase, fields: Fields) -> Message:
     return reply_with(message, RecordDict({RECORD: record}))
 
 
-def _vector_reply(message: Message, round_id: str, words: Words) -> Message:
-    record = ConfigRecord({"phase": str(Phase.MASKED), "round_id": round_id})
-    vector = ArrayRecord({VECTOR_RECORD: pack_words(words, WORDS_TYPE)})
+def _vector_reply(message: Message, packed: bytes) -> Message:
+    record = ConfigRecord({"phase": str(Phase.MASKED)})
+    vector = ArrayRecord({VECTOR_RECORD: pack_bytes(packed, PACKED_TYPE)})
     return reply_with(message, RecordDict({RECORD: record, VECTOR_RECORD: vector}))

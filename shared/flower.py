@@ -146,16 +146,16 @@ def to_numpy(array: Array) -> NDArray[Any]:
         raise Malformed("an array is not what it says it is", detail=str(error)[:200]) from error
 
 
-def pack_words(words: NDArray[np.uint32], stype: str) -> Array:
-    """A vector of little-endian uint32, raw, under our own `stype`."""
-    return Array("uint32", (words.size,), stype, words.astype("<u4", copy=False).tobytes())
+def pack_bytes(data: bytes, stype: str) -> Array:
+    """Bytes as they are, under our own `stype`."""
+    return Array("uint8", (len(data),), stype, data)
 
 
-def unpack_words(array: Array, stype: str) -> NDArray[np.uint32]:
-    """The inverse of `pack_words`, without a copy. Raises `Malformed`."""
-    if array.stype != stype or array.dtype != "uint32" or array.shape != (len(array.data) // 4,) or len(array.data) % 4:
-        raise Malformed("not a vector of packed words")
-    return np.frombuffer(array.data, dtype="<u4")
+def unpack_bytes(array: Array, stype: str) -> bytes:
+    """The inverse of `pack_bytes`. Raises `Malformed`."""
+    if array.stype != stype or array.dtype != "uint8" or array.shape != (len(array.data),):
+        raise Malformed("not a packed vector")
+    return array.data
 
 
 def arrays_from_safetensors(data: bytes) -> ArrayRecord:

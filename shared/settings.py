@@ -97,13 +97,17 @@ def _with_hint(key: str, kind: Any) -> str:
     return f"{key} (did you mean {close[0]}?)" if close else key
 
 
-def parse_toml(kind: type[T], text: str, *, where: str = "") -> T:
+def parse_table(text: str, *, where: str = "") -> dict[str, Any]:
     """Raises `ConfigError`."""
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not valid TOML: {error}", path=where) from error
-    return from_mapping(kind, values, where=where)
+
+
+def parse_toml(kind: type[T], text: str, *, where: str = "") -> T:
+    """Raises `ConfigError`."""
+    return from_mapping(kind, parse_table(text, where=where), where=where)
 
 
 def load_toml(kind: type[T], path: Path) -> T:

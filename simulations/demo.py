@@ -26,7 +26,7 @@ from simulations.report import percent
 MODEL = "digits"
 _DATA = DataChoice("mnist-5k", alpha=0.5, public_share=0.08, live_share=0.2, minimum=120)
 KILL_ROUND = 2
-KILL_PHASE = "SHARES"  # its shares are dealt, its update is not in: the sum needs its masks recovered
+KILL_PHASE = "SELECTED"  # it dealt its shares in round 1, its update is not in: its masks must come out of the sum
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Demo:
             "model": MODEL,
             "client_app": "image-classifier",
             "rounds": self.options.rounds,
-            "selection": {"min_devices": devices, "quorum": 0.75, "round_timeout_s": 90.0, "wait_for_devices_s": 60.0},
+            "selection": {"min_devices": devices, "quorum": 0.75, "round_timeout_s": 180.0, "wait_for_devices_s": 60.0},
             "secure": {"enabled": True},
             "evaluate": {"every": 1, "metrics": {"eval_acc": 1.0, "eval_loss": 100.0}},
             "train": {"epochs": 2, "lr": 0.02, "qat": True, "seed": self.options.seed},

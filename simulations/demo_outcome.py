@@ -111,7 +111,7 @@ def _checks(facts: Facts, answers: Answers, devices: Sequence[DeviceLine], marks
         Check("no live request failed", failed == 0, f"{failed} of {sent:,}{': ' + wrong if wrong else ''}"),
         Check("every round was committed", facts.job.rounds_committed == facts.job.rounds_total,
               f"{facts.job.rounds_committed} of {facts.job.rounds_total}"),
-        Check("the killed device's masks were recovered from shares", bool(killed) and killed <= recovered,
+        Check("the killed device's masks were taken out of the sum", bool(killed) and killed <= recovered,
               f"recovered: {', '.join(sorted(recovered)) or 'none'}"),
         Check("the killed agent came back by itself", sum(facts.restarts.values()) == 1, f"{sum(facts.restarts.values())} restart"),
         Check("every device proves the new release", proven == len(devices), f"{proven} of {len(devices)}"),

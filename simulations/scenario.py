@@ -20,7 +20,7 @@ rounds = 3
 kind = "kill"             # kill | cut | delay | throttle | partition
 device = 2                # counted from 1
 round = 2                 # with `phase`: when the round reaches it; or `after_s` alone, from the job's start
-phase = "SHARES"
+phase = "SELECTED"        # or MASKED …; KEYS and SHARES where a round makes a new group
 for_s = 5.0               # how long a delay, throttle or partition lasts
 
 [expect]

@@ -29,6 +29,9 @@ from tests.protocol.secagg.appgrid import START
 OPTIONS = {
     "fedprox": "options = { proximal_mu = 0.5 }",
     "fedavgm": "options = { server_momentum = 0.9 }",
+    **dict.fromkeys(
+        ("fedadam", "fedyogi", "fedadagrad"), "options = { tau = 0.1 }"
+    ),  # eta / tau: what an error becomes
     "krum": "options = { num_malicious_nodes = 1 }",
     "fedtrimmedavg": "options = { beta = 0.25 }",
 }

@@ -15,7 +15,7 @@ from coordinator.rounds.grid import Ask, Fleet, FleetGrid
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, Traffic
 from coordinator.rounds.round import DeviceRow, Event, Outcome, RoundRow
-from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.secure_grid import Carried, SecureGrid
 from coordinator.rounds.shelf import GlobalState, Shelf
 from coordinator.rounds.states import RoundState, advance
 from coordinator.rounds.strategies import load_state, restore_dtypes, secure_config
@@ -58,14 +58,16 @@ class _Judged:
     code: int = 0  # of the error that it answered
 
 
+_LAST = (Phase.UNMASKED, Phase.RECOVERED)  # after these nothing follows, unless devices have gone
 _SILENT = _Judged(Outcome.DROPPED, "no answer")
 
 
 class Attempt:
     """Implements `ExchangeObserver` for its own exchange. `row` is what is known so far, also after a failure."""
 
-    def __init__(self, bench: Bench, spec: JobSpec, ask: Ask, row: RoundRow) -> None:
+    def __init__(self, bench: Bench, spec: JobSpec, ask: Ask, row: RoundRow, carried: Carried) -> None:
         self._bench = bench
+        self._carried = carried
         self._spec = spec
         self._cancellation = ask.cancellation
         self._grid = FleetGrid(bench.fleet, ask, check=None if spec.secure.enabled else checked)
@@ -184,7 +186,9 @@ class Attempt:
         if not self._spec.secure.enabled:
             return self._grid
         config, app = secure_config(self._spec), self._spec.client_app
-        return SecureGrid(self._grid, config, self._bench.verifier, observer=observer, client_app=app)
+        return SecureGrid(
+            self._grid, config, self._bench.verifier, observer=observer, client_app=app, carried=self._carried
+        )
 
     def _prepare(self, messages: list[Message], model_json: str) -> None:
         """In order of node, since sums of floats depend on it; with the model's description, if there is one."""
@@ -248,8 +252,8 @@ class Attempt:
     def phase(self, phase: Phase, outcomes: Mapping[int, SecureOutcome]) -> None:
         lost = sum(item.fate not in (Fate.PRESENT, Fate.COUNTED) for item in outcomes.values())
         self._advance(RoundState[phase.name], {"present": len(outcomes) - lost, "lost": lost})
-        if phase is not Phase.UNMASKED:  # the devices are told what follows from the others
-            self.write()
+        if phase not in _LAST or any(item.reason for item in outcomes.values()):
+            self.write()  # devices are told what follows
 
     def closed(self, summary: Summary) -> None:
         self._summary = summary

@@ -6,54 +6,63 @@ from enum import StrEnum
 from typing import Protocol
 
 from shared.errors import Unsupported
+from shared.secagg.graph import Rates
 from shared.secagg.messages import Phase
-from shared.secagg.quantize import MetricField
-from shared.secagg.terms import DEFAULT_FLOAT_RANGE, DEFAULT_INTEGER_RANGE, DEFAULT_MAX_WEIGHT, Settings
-from shared.shares import share_of
+from shared.secagg.schema import MetricField
+from shared.secagg.terms import (
+    DEFAULT_BITS,
+    DEFAULT_FLOAT_RANGE,
+    DEFAULT_INTEGER_RANGE,
+    DEFAULT_MAX_WEIGHT,
+    MAX_ROUNDS,
+    Settings,
+)
 
 Bounds = Mapping[str, tuple[float, float]]
 
-_SHORT_PHASE_SHARE = 0.2  # of the time left, for a phase that only exchanges keys or shares
+_BEFORE_SHARE, _AFTER_SHARE = 0.15, 0.1  # of the time left: what a phase may take, and what is kept for one
+_AFTER = {Phase.CONFIRMED: 3, Phase.UNMASKED: 2, Phase.RECOVERED: 1}  # among how many phases what is left is shared
+DEFAULT_GROUP_ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Timeouts:
     """Seconds a phase may take. An exchange with its own timeout also keeps to that."""
 
-    keys_s: float = 15.0
-    shares_s: float = 15.0
     masked_s: float = 3600.0
-    unmasked_s: float = 30.0
+    before_s: float = 15.0  # each phase that makes a group
+    after_s: float = 30.0  # each phase that unmasks
 
     def __post_init__(self) -> None:
-        if not all(value > 0 for value in (self.keys_s, self.shares_s, self.masked_s, self.unmasked_s)):
+        if not all(value > 0 for value in (self.masked_s, self.before_s, self.after_s)):
             raise Unsupported("phase timeouts are positive")
 
     def budget(self, phase: Phase, left_s: float) -> float:
         """What `phase` gets of the `left_s` seconds that the exchange still has: training gets nearly all of it."""
-        own = {
-            Phase.KEYS: self.keys_s,
-            Phase.SHARES: self.shares_s,
-            Phase.MASKED: self.masked_s,
-            Phase.UNMASKED: self.unmasked_s,
-        }[phase]
-        if phase is Phase.UNMASKED:
-            return min(own, left_s)
+        if phase in (Phase.KEYS, Phase.COINS, Phase.SHARES):
+            return min(self.before_s, _BEFORE_SHARE * left_s)
         if phase is Phase.MASKED:
-            return min(own, left_s - min(self.unmasked_s, _SHORT_PHASE_SHARE * left_s))
-        return min(own, _SHORT_PHASE_SHARE * left_s)
+            after = len(_AFTER)
+            return min(self.masked_s, left_s - after * min(self.after_s, _AFTER_SHARE * left_s))
+        return min(self.after_s, left_s / _AFTER[phase])
 
 
 @dataclass(frozen=True)
 class SecureConfig:
     """`train_metrics` and `evaluate_metrics` declare, with their range, the metrics to average; others stay on the devices.
 
-    `clip_range` is the largest change of a float element that a device may send, `integer_range` that of an integer one, and
-    `ranges` overrides both by array name (shell patterns, the first match wins). Raises `Unsupported` for impossible values.
+    `rates` say how many devices may drop out or be corrupt: the graphs, the threshold and the least number counted follow. Keys
+    are made for `group_rounds` rounds. Elements take `bits` bits each, and with `feedback` what rounding took is added to the
+    device's next update. Until a first exchange has shown how large changes are, they may be as large as `clip_range` (floats)
+    and `integer_range` say; `ranges` overrides both by array name (shell patterns, the first match wins). Raises `Unsupported`
+    for impossible values.
     """
 
     min_clients: int = 3
-    threshold_share: float = 2 / 3
+    rates: Rates = field(default_factory=Rates)
+    group_rounds: int = DEFAULT_GROUP_ROUNDS
+    bits: int = DEFAULT_BITS
+    feedback: bool = True
     clip_range: float = DEFAULT_FLOAT_RANGE
     integer_range: float = DEFAULT_INTEGER_RANGE
     ranges: Mapping[str, float] = field(default_factory=dict)
@@ -66,20 +75,14 @@ class SecureConfig:
     def __post_init__(self) -> None:
         if self.min_clients < 2:
             raise Unsupported("secure aggregation needs min_clients of at least 2: a sum over one device hides nothing")
-        if not 0.5 <= self.threshold_share <= 1:
-            raise Unsupported(
-                "threshold_share is from 0.5 to 1: with less, two halves of a round could be told two stories"
-            )
+        if not 1 <= self.group_rounds <= MAX_ROUNDS:
+            raise Unsupported(f"group_rounds is from 1 to {MAX_ROUNDS}")
         for category in ("train", "evaluate"):
             self.settings(category)
 
-    def threshold(self, clients: int) -> int:
-        """How many shares unmask a sum: the share of `clients` rounded up, more than half, and at least 2."""
-        return max(share_of(self.threshold_share, clients), clients // 2 + 1, 2)
-
     def quorum(self, clients: int) -> int:
         """The least number of devices that a sum may be over."""
-        return max(self.threshold(clients), self.min_clients)
+        return max(clients - self.rates.dropped(clients), self.min_clients)
 
     def settings(self, category: str) -> Settings:
         metrics = self.train_metrics if category == "train" else self.evaluate_metrics
@@ -89,7 +92,9 @@ class SecureConfig:
             float_range=self.clip_range,
             integer_range=self.integer_range,
             ranges=dict(self.ranges),
-            metrics=tuple(MetricField(name, *bounds) for name, bounds in metrics.items()),
+            metrics=tuple(MetricField(name, float(low), float(high)) for name, (low, high) in metrics.items()),
+            bits=self.bits,
+            feedback=self.feedback,
         )
 
 

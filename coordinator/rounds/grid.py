@@ -5,6 +5,7 @@ command. It returns one reply a message, in order, an error reply for each devic
 blocks until there are enough devices and then names the same ones to whoever asks, since a strategy samples before it waits.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -288,5 +289,9 @@ class FleetGrid(Grid):
 
 
 def _most_bytes(asked: RecordDict) -> int:
-    """Of an answer. A masked vector has four bytes an element, and an element one at least; keys and shares grow with the group."""
-    return 4 * sum(record.count_bytes() for record in asked.array_records.values()) + EXTRA_BYTES
+    """Of an answer. A masked vector takes four bytes at most for a float, which has two at least, and 18 for an integer; keys and
+    shares grow with the group.
+    """
+    arrays = [array for record in asked.array_records.values() for array in record.values()]
+    integers = sum(math.prod(array.shape) for array in arrays if not array.dtype.startswith("float"))
+    return 4 * sum(len(array.data) for array in arrays) + 18 * integers + EXTRA_BYTES

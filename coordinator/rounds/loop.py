@@ -6,7 +6,7 @@ one counted twice. The strategy's own memory is put back from that state before 
 """
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 from flwr.serverapp.strategy import FedAvg
@@ -18,6 +18,7 @@ from coordinator.rounds.grid import Ask
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import ModelBuilder, Publisher
 from coordinator.rounds.round import Event, Job, Outcome, RoundRow
+from coordinator.rounds.secure_grid import Carried
 from coordinator.rounds.shelf import GlobalState, arrays_of, as_model
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
 from shared.errors import ChildFailed, Conflict, RoundAborted, ShoalError, StorageFull, Unavailable
@@ -42,12 +43,13 @@ class Workshop:
 
 @dataclass(frozen=True)
 class _Running:
-    """A job while it runs in this process. `excluded` grows."""
+    """A job while it runs in this process. `excluded` grows; `carried` lasts until the process ends, and is made again after."""
 
     spec: JobSpec
     strategy: FedAvg
     cancellation: Cancellation
     excluded: set[DeviceId]
+    carried: Carried = field(default_factory=Carried)
 
 
 class JobLoop:
@@ -110,7 +112,7 @@ class JobLoop:
         last = tried + spec.selection.max_attempts
         for attempt in range(tried + 1, last + 1):
             row = RoundRow(job.id, number, attempt, RoundState.PLANNED, self._bench.clock.now())
-            attempted = Attempt(self._bench, spec, _ask(running, job, number), row)
+            attempted = Attempt(self._bench, spec, _ask(running, job, number), row, running.carried)
             try:
                 done = self._attempt(running, attempted, job, state)
                 self._exclude(running, attempted)

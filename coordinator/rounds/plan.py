@@ -43,9 +43,12 @@ from dataclasses import dataclass, field, fields
 
 from coordinator.rounds.closing import Policy
 from shared.client_apps import BUILT_IN, BuiltIn, read_settings
-from shared.errors import ConfigError, Malformed
+from shared.errors import ConfigError, Malformed, Unsupported
 from shared.ids import parse_name
-from shared.settings import Scalar, parse_toml
+from shared.secagg.graph import Rates, derive
+from shared.secagg.schema import BITS
+from shared.secagg.terms import MAX_ROUNDS
+from shared.settings import Scalar, from_mapping, parse_table, parse_toml
 from shared.shares import share_of
 
 _INTEGERS = range(-(1 << 63), 1 << 63)  # as TOML has them; Python reads larger ones too
@@ -114,10 +117,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Secure:
-    """Secure aggregation. On unless the job says otherwise. Units: `clip_range` in those of the weights."""
+    """Secure aggregation. On unless the job says otherwise.
+
+    `dropout` and `corrupt` are the shares of a round's devices that may fail, and that may work with the coordinator: who masks
+    with whom, how many shares unmask, and how many must be counted follow. An element of an update takes `bits` bits; the first
+    round, which shows how large elements are, takes all that a word holds, for changes up to `clip_range` (in the unit of the
+    weights).
+    """
 
     enabled: bool = True
-    threshold: float = 2 / 3
+    dropout: float = 0.25
+    corrupt: float = 0.05
+    bits: int = 8
+    error_feedback: bool = True  # what rounding takes from an update is added to the device's next
+    key_rounds: int = 8  # keys and shares are made for so many rounds at once
     clip_range: float = 8.0
     max_weight: int = 100_000
     metrics: dict[str, float] = field(
@@ -125,11 +138,17 @@ class Secure:
     )  # to average: name → largest value; none: what the app is known for
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.threshold <= 1:
-            raise ValueError("threshold is a share from 0.5 to 1")
+        if not (0 <= self.dropout < 0.5 and 0 <= self.corrupt < 0.5):
+            raise ValueError("dropout and corrupt are shares from 0 to below 0.5")
+        if self.bits not in BITS or not 1 <= self.key_rounds <= MAX_ROUNDS:
+            raise ValueError(f"bits is one of {', '.join(map(str, BITS))}, key_rounds from 1 to {MAX_ROUNDS}")
         if not 0 < self.clip_range < math.inf or not 1 <= self.max_weight < 1 << 31:
             raise ValueError("clip_range and max_weight must be positive, max_weight below 2^31")
         _check_metrics(self.metrics)
+
+    @property
+    def rates(self) -> Rates:
+        return Rates(self.dropout, self.corrupt)
 
 
 @dataclass(frozen=True)
@@ -200,8 +219,17 @@ class JobSpec:
         self._check_model()
         if self.secure.enabled and self.selection.min_devices < 3:
             raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
+        if self.secure.enabled:
+            self._check_rates()
         if not self.secure.enabled and self.secure != Secure(enabled=False):
             raise ValueError("the job turns secure aggregation off and configures it: remove one of the two")
+
+    def _check_rates(self) -> None:
+        """Whether a round of the fewest devices bears what the job says may go wrong."""
+        try:
+            derive(self.selection.min_devices, self.secure.rates)
+        except Unsupported as error:
+            raise ValueError(error.message) from error
 
     def _check_model(self) -> None:
         if not self.model and not self.start.arrays_file:
@@ -220,7 +248,7 @@ class JobSpec:
     @classmethod
     def parse(cls, text: str) -> "JobSpec":
         """A job to be submitted. Raises `ConfigError`, which names the key at fault."""
-        spec = cls.accepted(text)
+        spec = parse_toml(cls, text, where="job")
         spec._check_train()
         if (app := BUILT_IN.get(spec.client_app)) is not None:
             spec._check_app(app)
@@ -228,8 +256,13 @@ class JobSpec:
 
     @classmethod
     def accepted(cls, text: str) -> "JobSpec":
-        """A job that was submitted, perhaps to an older version that checked less of it. Raises `ConfigError`."""
-        return parse_toml(cls, text, where="job")
+        """A job that was submitted, perhaps to an older version, which checked less and had `secure.threshold`. Raises
+        `ConfigError`.
+        """
+        values = parse_table(text, where="job")
+        if isinstance(secure := values.get("secure"), dict):
+            secure.pop("threshold", None)
+        return from_mapping(cls, values, where="job")
 
     def _check_train(self) -> None:
         """What no client app can be told. Raises `ConfigError`."""
@@ -257,8 +290,8 @@ class JobSpec:
 
     @property
     def closing(self) -> Policy:
-        """When an exchange of this job closes. A secret sum needs its threshold, whatever the quorum is."""
-        quorum = max(self.selection.quorum, self.secure.threshold if self.secure.enabled else 0.0)
+        """When an exchange of this job closes. A secret sum bears no more dropout than it was laid out for."""
+        quorum = max(self.selection.quorum, 1 - self.secure.dropout if self.secure.enabled else 0.0)
         chosen = self.selection
         return Policy(chosen.round_timeout_s, quorum, chosen.wait_quantile, chosen.grace_s)
 

@@ -21,11 +21,23 @@ from coordinator.rounds.shelf import Shelf, arrays_of
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
 from shared.client_apps import app_names
 from shared.clock import Clock
-from shared.errors import ConfigError, Conflict, Malformed, NotFound, RoundAborted, ShoalError, StorageFull, Unavailable
+from shared.errors import (
+    ConfigError,
+    Conflict,
+    Malformed,
+    NotFound,
+    RoundAborted,
+    ShoalError,
+    StorageFull,
+    Unavailable,
+    Unsupported,
+)
 from shared.flower import assume_identity, to_numpy
 from shared.ids import Digest, JobId, new_job_id, new_node_id
 from shared.learning.spec import ModelSpec
+from shared.secagg.graph import derive
 from shared.secagg.keys import Verifier
+from shared.secagg.terms import MAX_CLIENTS, rotation_of
 
 _log = structlog.get_logger()
 STOPPED = "the job was stopped"
@@ -271,8 +283,13 @@ def _checked_start(start: ModelState) -> ArrayRecord:
 
 
 def _check_sum(spec: JobSpec, arrays: ArrayRecord, members: int) -> None:
-    """Raises `Unsupported` for what cannot be summed in secret: an odd dtype, more weight than a word holds."""
+    """Raises `Unsupported` for what cannot be summed in secret: an odd dtype, more devices at once than a group holds or than the
+    job's rates bear.
+    """
     if spec.secure.enabled:
         most = max(spec.selection.how_many(members), spec.selection.min_devices)
+        if most > MAX_CLIENTS:
+            raise Unsupported(f"a secret sum is over {MAX_CLIENTS:,} devices at most: lower selection.fraction")
+        derive(most, spec.secure.rates)
         settings = strategies.secure_config(spec).settings("train")
-        settings.schema(most, {name: to_numpy(array) for name, array in arrays.items()})
+        settings.schema(most, {name: to_numpy(array) for name, array in arrays.items()}, rotation_of(""))

@@ -10,10 +10,13 @@ from shared.errors import Conflict
 class RoundState(StrEnum):
     PLANNED = "PLANNED"
     SELECTED = "SELECTED"
-    KEYS = "KEYS"  # secure rounds: public keys advertised …
-    SHARES = "SHARES"  # … shares dealt …
-    MASKED = "MASKED"  # … masked updates in …
-    UNMASKED = "UNMASKED"  # … masks of the dropped and self-masks of the survivors taken out
+    KEYS = "KEYS"  # secure rounds that make a group: public keys advertised …
+    COINS = "COINS"  # … the graph drawn …
+    SHARES = "SHARES"  # … shares dealt
+    MASKED = "MASKED"  # secure rounds: masked updates in …
+    CONFIRMED = "CONFIRMED"  # … the devices agree who is counted …
+    UNMASKED = "UNMASKED"  # … masks of the dropped and self-masks of the survivors given out …
+    RECOVERED = "RECOVERED"  # … and those of survivors that have gone, from shares
     TRAINED = "TRAINED"  # plain rounds: updates in
     AGGREGATED = "AGGREGATED"
     COMMITTED = "COMMITTED"
@@ -22,11 +25,14 @@ class RoundState(StrEnum):
 
 _NEXT: Mapping[RoundState, tuple[RoundState, ...]] = {
     RoundState.PLANNED: (RoundState.SELECTED,),
-    RoundState.SELECTED: (RoundState.KEYS, RoundState.TRAINED),
-    RoundState.KEYS: (RoundState.SHARES,),
+    RoundState.SELECTED: (RoundState.KEYS, RoundState.MASKED, RoundState.TRAINED),
+    RoundState.KEYS: (RoundState.COINS, RoundState.SHARES),
+    RoundState.COINS: (RoundState.SHARES,),
     RoundState.SHARES: (RoundState.MASKED,),
-    RoundState.MASKED: (RoundState.UNMASKED,),
-    RoundState.UNMASKED: (RoundState.AGGREGATED,),
+    RoundState.MASKED: (RoundState.CONFIRMED,),
+    RoundState.CONFIRMED: (RoundState.UNMASKED,),
+    RoundState.UNMASKED: (RoundState.RECOVERED, RoundState.AGGREGATED),
+    RoundState.RECOVERED: (RoundState.AGGREGATED,),
     RoundState.TRAINED: (RoundState.AGGREGATED,),
     RoundState.AGGREGATED: (RoundState.COMMITTED,),
     RoundState.COMMITTED: (),

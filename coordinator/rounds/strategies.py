@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from coordinator.rounds.exchange import SecureConfig
+from coordinator.rounds.linear import require_linear
 from coordinator.rounds.plan import JobSpec
-from coordinator.rounds.secure_grid import require_linear
 from shared.errors import ConfigError
 from shared.flower import to_numpy
 from shared.settings import Scalar
@@ -73,9 +73,13 @@ def build(spec: JobSpec) -> FedAvg:
 
 def secure_config(spec: JobSpec) -> SecureConfig:
     """The job's [secure] section, as SecureGrid takes it."""
+    exchanges = spec.rounds * (2 if spec.evaluate.every else 1)
     return SecureConfig(
         min_clients=3,
-        threshold_share=spec.secure.threshold,
+        rates=spec.secure.rates,
+        group_rounds=min(spec.secure.key_rounds, exchanges),
+        bits=spec.secure.bits,
+        feedback=spec.secure.error_feedback,
         clip_range=spec.secure.clip_range,
         max_weight=spec.secure.max_weight,
         train_metrics={name: (0.0, highest) for name, highest in spec.secret_metrics.items()},

@@ -109,7 +109,7 @@ class Worker:
     def _secure_mod(self, client_app: str, plain_allowed: bool) -> Mod:
         from edge_agent.secure_mod import ModPolicy, make_secure_mod
         from shared.clock import SystemClock
-        from shared.secagg.client import Policy
+        from shared.secagg.policy import Policy
         from shared.signing.identity import DeviceIdentity, FleetVerifier
 
         ca_der = (self._settings.identity / "authority.der").read_bytes()

@@ -1,285 +1,398 @@
 """A client's side. A `Client` is a value: every step returns the next one, so a refused step changes nothing.
 
-What a client refuses protects it from the server: a group or threshold below its own policy, keys that no device
-signed, a request for both share kinds of one peer, a second request. It reveals once, then holds no secret.
+What a client refuses protects it from the server: a group too small or too loosely knit for its own policy, keys that no device
+signed, another graph than its coin went into, a round twice, two stories about who is counted, and both kinds of shares of one
+peer. What a round needed is forgotten when the round has what it needs, at the latest when the next one begins.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from shared.errors import FalseShares, Malformed, ProtocolError
-from shared.secagg.fields import Fields, HiddenBytes, Reader
-from shared.secagg.graph import build_graph
+from shared.secagg.fields import Fields, Reader
+from shared.secagg.graph import Graph, draw
+from shared.secagg.kept import NOTHING, Draft, Neighbours, RoundKeys, Standing, keys_from_fields, keys_to_fields
 from shared.secagg.keys import (
     KEY_BYTES,
     Identity,
     KeyPair,
     Secret,
     Verifier,
-    bind,
-    pair_mask_key,
+    is_tag,
+    letter_key,
+    mask_keys,
+    mask_secret,
+    pair_root,
     seal,
-    self_mask_key,
-    share_key,
+    tag,
     unseal,
+    witness_key,
 )
-from shared.secagg.masks import Mask, Words, apply_masks
+from shared.secagg.masks import Mask, apply_masks
 from shared.secagg.messages import (
     Advert,
+    Coin,
+    Confirmation,
     Deal,
     Inbox,
-    Letter,
+    Members,
+    Neighbourhood,
+    RecoveryRequest,
     Reveal,
-    Roster,
-    UnmaskRequest,
-    seed_digest,
-    share_commitment,
+    Shares,
+    Witness,
+    coin_digest,
+    confirmed,
+    device_tag,
+    graph_seed,
+    group_binding,
+    pair_digest,
+    secret_digest,
 )
-from shared.secagg.shamir import SHARE_BYTES, Entropy, split
+from shared.secagg.packing import Residues
+from shared.secagg.policy import Policy
+from shared.secagg.shamir import SHARE_BYTES, Entropy, nth, split
 from shared.secagg.states import CLIENT, ClientEvent, ClientState, advance
-from shared.secagg.terms import Terms
+from shared.secagg.terms import GroupTerms, RoundTerms
 
-
-@dataclass(frozen=True)
-class Policy:
-    """What a device insists on. `min_clients` is the crowd to hide in: it holds for the group and for those counted."""
-
-    min_clients: int = 3
-
-    def __post_init__(self) -> None:
-        if self.min_clients < 2:
-            raise ValueError("a sum over fewer than two clients hides nothing")
-
-    def check(self, terms: Terms) -> None:
-        """Raises `ProtocolError` for terms that would not protect this device."""
-        if terms.clients < self.min_clients:
-            raise ProtocolError(f"{terms.clients} clients are below this device's minimum of {self.min_clients}")
-        if terms.threshold < 2 or 2 * terms.threshold <= terms.clients:
-            raise ProtocolError(
-                f"threshold {terms.threshold} of {terms.clients}: this device wants more than half, and at least 2"
-            )
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """What one client makes for one round."""
-
-    share_key: KeyPair
-    mask_key: KeyPair
-    seed: Secret
-
-
-@dataclass(frozen=True)
-class Held:
-    """The two shares that a client holds of one dealer (itself included)."""
-
-    key_share: Secret
-    seed_share: Secret
+SEED, KEY = 0, 1  # the two shares of a dealer and round, in this order
 
 
 @dataclass(frozen=True)
 class Client:
-    """`roster` holds only the own advert until the server's arrives; `held` is filled by `receive`."""
+    """`keys` are by round number, and shrink; `dealers` are the senders of the letters that it opened."""
 
-    terms: Terms
+    terms: GroupTerms
     index: int
     policy: Policy
     state: ClientState = ClientState.NEW
-    secrets: Secrets | None = None
-    roster: Mapping[int, Advert] = field(default_factory=dict)
-    held: Mapping[int, Held] = field(default_factory=dict)
+    draft: Draft | None = None
+    neighbours: Neighbours | None = None
+    dealers: tuple[int, ...] = ()
+    keys: Mapping[int, RoundKeys] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.terms.clients:
             raise Malformed(f"client number {self.index} of {self.terms.clients}")
 
+    # ---- the group
+
     def advertise(self, identity: Identity, entropy: Entropy) -> tuple["Client", Advert]:
-        """Make this round's keys. Raises `ProtocolError` for terms below the policy."""
+        """Make this group's key. Raises `ProtocolError` for terms below the policy."""
         state = advance(CLIENT, self.state, ClientEvent.ADVERTISE)
         self.policy.check(self.terms)
-        secrets = Secrets(KeyPair.generate(entropy), KeyPair.generate(entropy), Secret(entropy(KEY_BYTES)))
-        unsigned = Advert(
-            self.index, identity.device, secrets.share_key.public, secrets.mask_key.public, identity.certificate, b""
-        )
+        pair, coin = KeyPair.generate(entropy), entropy(KEY_BYTES)
+        hidden = coin_digest(self.terms, self.index, coin)
+        unsigned = Advert(self.index, identity.device, pair.public, hidden, identity.certificate, b"")
         advert = replace(unsigned, signature=identity.sign(unsigned.statement(self.terms)))
-        return replace(self, state=state, secrets=secrets, roster={self.index: advert}), advert
+        return replace(self, state=state, draft=Draft(pair, coin, advert)), advert
 
-    def share(self, roster: Roster, verifier: Verifier, entropy: Entropy) -> tuple["Client", Deal]:
-        """Check everybody's keys and deal shares of one's own secrets. Raises `ProtocolError`, `SignatureInvalid`."""
+    def toss(self, members: Members) -> tuple["Client", Coin]:
+        """Tell the coin, now that everybody's is settled. Raises `ProtocolError`."""
+        state = advance(CLIENT, self.state, ClientEvent.TOSS)
+        draft = self._draft()
+        self._check_members(members, draft)
+        return replace(self, state=state, draft=replace(draft, members=members)), Coin(self.index, draft.coin)
+
+    def share(self, near: Neighbourhood, verifier: Verifier, entropy: Entropy) -> tuple["Client", Deal]:
+        """Check the neighbours' keys and deal shares of each round's secrets. Raises `ProtocolError`, `SignatureInvalid`."""
         state = advance(CLIENT, self.state, ClientEvent.SHARE)
-        members = self._checked(roster, verifier)
-        secrets = self._secrets()
-        holders = sorted((self.index, *self._neighbours(members)))
-        if len(holders) < self.terms.threshold:
-            raise ProtocolError(f"{len(holders)} clients hold shares; the threshold is {self.terms.threshold}")
-        key_shares = split(secrets.mask_key.private, self.terms.threshold, holders, entropy)
-        seed_shares = split(secrets.seed, self.terms.threshold, holders, entropy)
-        letters = tuple(
-            Letter(
-                peer=holder,
-                box=b""
-                if holder == self.index
-                else self._seal(members[holder], key_shares[holder], seed_shares[holder], entropy),
-                key_commitment=share_commitment("key", self.terms, self.index, holder, key_shares[holder]),
-                seed_commitment=share_commitment("seed", self.terms, self.index, holder, seed_shares[holder]),
-            )
-            for holder in holders
+        draft = self._draft()
+        graph, members = self._graph(near, draft)
+        present = frozenset(near.coins or members.leaves)
+        adverts = self._checked(near, members, graph, present, verifier)
+        binding = group_binding(self.terms, members, graph.seed)
+        agreed = draft.pair.agreements(item.public for item in adverts.values())
+        roots = {
+            seat: pair_root(secret, binding, draft.advert.device, item.device)
+            for (seat, item), secret in zip(adverts.items(), agreed, strict=True)
+        }
+        told = roots if self.index in graph.witnesses else {}
+        neighbours = Neighbours(
+            binding,
+            {seat: adverts[seat].device for seat in graph.neighbours(self.index) if seat in present},
+            {seat: witness_key(root, draft.advert.device) for seat, root in told.items()},
+            {seat: witness_key(root, adverts[seat].device) for seat, root in roots.items() if seat in graph.witnesses},
         )
-        own = Held(key_shares[self.index], seed_shares[self.index])
-        deal = Deal(self.index, seed_digest(self.terms, self.index, secrets.seed), letters)
-        return replace(self, state=state, roster=members, held={self.index: own}), deal
+        roots = {seat: roots[seat] for seat in neighbours.names}
+        keys, deal = self._deal(neighbours, roots, entropy)
+        letters = {seat: letter_key(root, adverts[seat].device) for seat, root in roots.items()}
+        opened = replace(draft, pair=KeyPair(NOTHING, draft.pair.public), coin=b"", members=None, letters=letters)
+        return replace(self, state=state, draft=opened, neighbours=neighbours, keys=keys), deal
+
+    def _deal(
+        self, near: Neighbours, roots: Mapping[int, Secret], entropy: Entropy
+    ) -> tuple[dict[int, RoundKeys], Deal]:
+        own, numbers = self._draft().advert.device, range(1, self.terms.rounds + 1)
+        seeds = [Secret(entropy(KEY_BYTES)) for _ in numbers]
+        recovery = [Secret(entropy(KEY_BYTES)) for _ in numbers]
+        pairs = [[mask_secret(root, number) for root in roots.values()] for number in numbers]
+        both = [secret for couple in zip(seeds, recovery, strict=True) for secret in couple]
+        shares = split(both, self.terms.degrees.threshold, tuple(roots), entropy)
+        joined = [Secret(b"".join(secret.reveal() for secret in row)) for row in pairs]
+
+        def digests(kind: str, secrets: list[Secret]) -> tuple[bytes, ...]:
+            return tuple(secret_digest(kind, near.binding, self.index, n, item) for n, item in enumerate(secrets, 1))
+
+        deal = Deal(
+            self.index,
+            {
+                seat: seal(letter_key(root, own), share)
+                for (seat, root), share in zip(roots.items(), shares, strict=True)
+            },
+            digests("seed", seeds),
+            digests("key", recovery),
+            tuple(seal(key, record) for key, record in zip(recovery, joined, strict=True)),
+            tuple(
+                b"".join(pair_digest(near.binding, n, secret) for secret in row)
+                for n, row in zip(numbers, pairs, strict=True)
+            ),
+        )
+        return {n: RoundKeys(*row) for n, row in zip(numbers, zip(seeds, joined, strict=True), strict=True)}, deal
 
     def receive(self, inbox: Inbox) -> "Client":
         """Open the shares dealt to this client. Raises `FalseShares` for all whose letters are wrong, `ProtocolError`."""
         state = advance(CLIENT, self.state, ClientEvent.RECEIVE)
-        senders = [letter.peer for letter in inbox.letters]
-        if len(set(senders)) != len(senders) or not set(senders) <= set(self._neighbours(self.roster)):
-            raise ProtocolError("the shares are not from this round's neighbours, one letter each")
-        self._check_crowd(len(senders) + 1, "dealt shares")
-        held, false = {}, []
-        for letter in inbox.letters:
+        near, letters = self._near(), self._draft().letters
+        if not set(inbox.boxes) <= set(near.names):
+            raise ProtocolError("the shares are not from this group's neighbours")
+        self._check_crowd(inbox.boxes, "dealt shares")
+        opened, false = {}, []
+        size = 2 * SHARE_BYTES * self.terms.rounds
+        for dealer, box in sorted(inbox.boxes.items()):
             try:
-                held[letter.peer] = self._open(letter)
-            except FalseShares as error:
-                false.append(error)
+                opened[dealer] = unseal(letters[dealer], box).reveal()
+            except ProtocolError:
+                false.append(dealer)
+                continue
+            if len(opened[dealer]) != size:
+                false.append(dealer)
         if false:
-            dealers = tuple(dealer for error in false for dealer in error.dealers)
-            raise FalseShares("; ".join(error.message for error in false), dealers=dealers)
-        return replace(self, state=state, held={**self.held, **held})
+            names = ", ".join(near.names[dealer] for dealer in false)
+            raise FalseShares(f"the shares from {names} do not open", dealers=tuple(false))
+        step = 2 * SHARE_BYTES
+        keys = {
+            number: replace(
+                key, shares=Secret(b"".join(raw[(number - 1) * step : number * step] for raw in opened.values()))
+            )
+            for number, key in self.keys.items()
+        }
+        return replace(self, state=state, draft=None, dealers=tuple(opened), keys=keys)
 
-    def mask(self, words: Words) -> "Client":
-        """Add all masks to `words`, in place; then the private keys and the seed are dropped."""
+    # ---- a round
+
+    @property
+    def binding(self) -> bytes:
+        """Of the group. Raises `ProtocolError` before it is made."""
+        return self._near().binding
+
+    @property
+    def spent(self) -> bool:
+        """Holds no secret of any round any more."""
+        return not self.keys and self.state not in (ClientState.NEW, ClientState.ADVERTISED, ClientState.TOSSED)
+
+    def check_round(self, terms: RoundTerms) -> RoundKeys:
+        """Its keys. Raises `ProtocolError` for a round that would not protect this device, or that is over."""
+        key = self.keys.get(terms.number)
+        if key is None or terms.number <= self.standing.number:
+            raise ProtocolError("this device has no keys for this round, or has used them")
+        if terms.binding != self.binding:
+            raise ProtocolError("this round is another group's")
+        self._check_seats(terms.present, "take part")
+        return key
+
+    def mask(self, terms: RoundTerms, residues: Residues) -> "Client":
+        """Add all masks of this round to `residues`, in place. Raises what `check_round` raises."""
         state = advance(CLIENT, self.state, ClientEvent.MASK)
-        secrets, own = self._secrets(), self.roster[self.index]
-        masks = [Mask(self_mask_key(secrets.seed, self.terms.digest, own.device))]
-        for index in self._neighbours(self.held):
-            peer = self.roster[index]
-            key = pair_mask_key(secrets.mask_key, peer.mask_public, self.terms.digest, own.device, peer.device)
-            masks.append(Mask(key, negative=index < self.index))
-        apply_masks(words, masks)
-        return replace(self, state=state, secrets=None)
+        key = self.check_round(terms)
+        of_seed, of_pair = mask_keys(terms.digest)
+        masks = [Mask(of_seed(key.seed))]
+        masks += [
+            Mask(of_pair(secret), negative=seat < self.index)
+            for seat, secret in self._pairs(key).items()
+            if seat in terms.present
+        ]
+        apply_masks(residues, masks)
+        keys = {number: item for number, item in self.keys.items() if number >= terms.number}
+        return replace(self, state=state, keys=keys, standing=Standing(terms.number, terms.digest, terms.present))
 
-    def reveal(self, request: UnmaskRequest) -> tuple["Client", Reveal]:
-        """Answer the one unmask request of a round. Raises `ProtocolError` for one that could unmask somebody."""
-        state = advance(CLIENT, self.state, ClientEvent.REVEAL)
-        seeds, keys = set(request.seeds_of), set(request.keys_of)
-        if seeds & keys:
-            raise ProtocolError("the server asks for both share kinds of one client: that would unmask it")
-        if len(request.seeds_of) + len(request.keys_of) != len(self.held) or seeds | keys != set(self.held):
-            raise ProtocolError("the unmask request does not name each client that dealt shares once")
-        if self.index not in seeds:
+    def confirm(self, counted: frozenset[int]) -> tuple["Client", Confirmation]:
+        """Say who is counted, once a round. Raises `ProtocolError` for a set that would not protect this device."""
+        state = advance(CLIENT, self.state, ClientEvent.CONFIRM)
+        if self.index not in counted:
             raise ProtocolError("the server calls this client dropped, after taking its vector")
-        self._check_crowd(len(seeds), "are counted")
-        reveal = Reveal(
-            self.index,
-            {dealer: self.held[dealer].seed_share for dealer in request.seeds_of},
-            {dealer: self.held[dealer].key_share for dealer in request.keys_of},
+        if not counted <= self.standing.present:
+            raise ProtocolError("the server counts clients that did not take part")
+        self._check_seats(counted, "are counted")
+        said = confirmed(self.standing.digest, sorted(counted))
+        near = self._near()
+        tags = {seat: tag(key, said) for seat, key in near.to_them.items() if seat in counted}
+        after = replace(self, state=state, standing=replace(self.standing, counted=counted))
+        return after, Confirmation(self.index, tags)
+
+    def reveal(self, witness: Witness) -> tuple["Client", Reveal]:
+        """Give out the own seed, and the masks with who is gone, if most witnesses know the same set. Raises `ProtocolError`."""
+        state = advance(CLIENT, self.state, ClientEvent.REVEAL)
+        near, standing = self._near(), self.standing
+        said = confirmed(standing.digest, sorted(standing.counted))
+        agreeing = bool(near.to_them) + sum(  # with its own word, if it is a witness
+            is_tag(word, near.from_them[seat], said)
+            for seat, word in witness.tags.items()
+            if seat in standing.counted and seat in near.from_them
         )
-        return replace(self, state=state, secrets=None, held={}), reveal
+        if agreeing < self.terms.degrees.majority:
+            raise ProtocolError(
+                f"{agreeing} witnesses confirm who is counted; this device wants {self.terms.degrees.majority}"
+            )
+        key = self.keys[standing.number]
+        gone = standing.present - standing.counted
+        pairs = {seat: secret for seat, secret in self._pairs(key).items() if seat in gone}
+        left = RoundKeys(NOTHING, NOTHING, key.shares)
+        after = replace(self, state=state, keys={**self.keys, standing.number: left})
+        return after, Reveal(self.index, key.seed, pairs)
+
+    def recover(self, request: RecoveryRequest) -> tuple["Client", Shares]:
+        """Answer the one request for shares of a round. Raises `ProtocolError` for one that could unmask somebody."""
+        state = advance(CLIENT, self.state, ClientEvent.RECOVER)
+        standing, seeds, wanted = self.standing, set(request.seeds_of), set(request.keys_of)
+        if len(seeds) + len(wanted) != len(request.seeds_of) + len(request.keys_of) or seeds & wanted:
+            raise ProtocolError("the server asks for both share kinds of one client: that would unmask it")
+        if not seeds <= standing.counted or not wanted <= standing.present - standing.counted:
+            raise ProtocolError("the server asks for shares of another kind than the confirmed set allows")
+        if not seeds | wanted <= set(self.dealers):
+            raise ProtocolError("the server asks for shares that this client does not hold")
+        shares = self.keys[standing.number].shares
+        seats = {dealer: 2 * place for place, dealer in enumerate(self.dealers)}
+        answer = Shares(
+            self.index,
+            {dealer: nth(shares, seats[dealer] + SEED) for dealer in request.seeds_of},
+            {dealer: nth(shares, seats[dealer] + KEY) for dealer in request.keys_of},
+        )
+        keys = {number: item for number, item in self.keys.items() if number > standing.number}
+        return replace(self, state=state, keys=keys), answer
 
     def abandon(self) -> "Client":
         """Forget everything secret."""
-        return replace(self, state=advance(CLIENT, self.state, ClientEvent.ABANDON), secrets=None, held={})
+        state = advance(CLIENT, self.state, ClientEvent.ABANDON)
+        return replace(self, state=state, draft=None, neighbours=None, keys={})
 
-    def _secrets(self) -> Secrets:
-        if self.secrets is None:
-            raise ProtocolError("this client no longer holds its keys")
-        return self.secrets
-
-    def _neighbours(self, members: Mapping[int, object]) -> tuple[int, ...]:
-        return build_graph(self.terms.graph, self.terms.clients).neighbours(self.index, members)
-
-    def _check_crowd(self, size: int, what: str) -> None:
-        needed = max(self.terms.threshold, self.policy.min_clients)
-        if size < needed:
-            raise ProtocolError(f"only {size} clients {what}; this device wants {needed}")
-
-    def _checked(self, roster: Roster, verifier: Verifier) -> dict[int, Advert]:
-        """The roster by index, after every check that needs no peer."""
-        adverts, members = roster.adverts, {advert.index: advert for advert in roster.adverts}
-        self._check_crowd(len(members), "sent keys")
-        if len(members) != len(adverts) or not all(1 <= index <= self.terms.clients for index in members):
-            raise ProtocolError("the roster has a client twice, or one that was not invited")
-        publics = [key for advert in adverts for key in (advert.share_public, advert.mask_public)]
-        if len(set(publics)) != len(publics) or len({advert.device for advert in adverts}) != len(adverts):
-            raise ProtocolError("two clients of the roster have the same key or device")
-        if members.get(self.index) != self.roster[self.index]:
-            raise ProtocolError("this client's own keys are missing from the roster, or changed")
-        for advert in adverts:
-            advert.check(self.terms, verifier)
-        return members
-
-    def _seal(self, peer: Advert, key_share: Secret, seed_share: Secret, entropy: Entropy) -> bytes:
-        own = self.roster[self.index]
-        key = share_key(self._secrets().share_key, peer.share_public, self.terms.digest, own.device, peer.device)
-        plain = key_share.reveal() + seed_share.reveal()
-        return seal(key, plain, letter_context(self.terms, own, peer), entropy)
-
-    def _open(self, letter: Letter) -> Held:
-        peer, own = self.roster[letter.peer], self.roster[self.index]
-        try:
-            key = share_key(self._secrets().share_key, peer.share_public, self.terms.digest, peer.device, own.device)
-            plain = unseal(key, letter.box, letter_context(self.terms, peer, own))
-        except ProtocolError as error:
-            raise FalseShares(f"the shares from {peer.device} do not open", dealers=(letter.peer,)) from error
-        held = Held(Secret(plain[:SHARE_BYTES]), Secret(plain[SHARE_BYTES:]))
-        expected = (
-            share_commitment("key", self.terms, letter.peer, self.index, held.key_share),
-            share_commitment("seed", self.terms, letter.peer, self.index, held.seed_share),
-        )
-        if len(plain) != 2 * SHARE_BYTES or expected != (letter.key_commitment, letter.seed_commitment):
-            reason = f"the shares from {peer.device} are not those it committed to"
-            raise FalseShares(reason, dealers=(letter.peer,))
-        return held
+    # ---- between messages
 
     def to_fields(self) -> Fields:
         """For a host that keeps state between messages. Holds secrets: keep it where only the device reads."""
-        made = self.secrets
-        secret = [made.share_key.private, made.mask_key.private, made.seed] if made else []
         return {
             **self.terms.to_fields(),
-            **Roster(tuple(self.roster.values())).to_fields(),
             "index": self.index,
             "state": self.state.value,
-            "secrets": hide(secret),
-            "dealers": list(self.held),
-            "key_shares": hide([item.key_share for item in self.held.values()]),
-            "seed_shares": hide([item.seed_share for item in self.held.values()]),
+            "dealers": list(self.dealers),
+            **keys_to_fields(self.keys),
+            **self.standing.to_fields(self.terms.clients),
+            **(self.draft.to_fields() if self.draft else {}),
+            **(self.neighbours.to_fields() if self.neighbours else {}),
         }
 
     @classmethod
     def from_fields(cls, fields: Fields, policy: Policy) -> "Client":
         """The inverse of `to_fields`. Raises `Malformed`."""
-        read = Reader(fields, "the stored state of a round")
-        secrets = [Secret(item) for item in read.blobs("secrets")]
-        rows = read.columns(read.integers("dealers"), read.blobs("key_shares"), read.blobs("seed_shares"))
+        read, terms = Reader(fields, "the stored state of a group"), GroupTerms.from_fields(fields)
         try:
             state = ClientState(read.text("state"))
         except ValueError as error:
-            raise Malformed("the stored state of a round is unknown") from error
+            raise Malformed("the stored state of a group is unknown") from error
         return cls(
-            terms=Terms.from_fields(fields),
+            terms=terms,
             index=read.integer("index"),
             policy=policy,
             state=state,
-            secrets=_restore_secrets(secrets),
-            roster={advert.index: advert for advert in Roster.from_fields(fields).adverts},
-            held={dealer: Held(Secret(key), Secret(seed)) for dealer, key, seed in rows},
+            draft=Draft.from_fields(fields),
+            neighbours=Neighbours.from_fields(fields),
+            dealers=tuple(read.integers("dealers")),
+            keys=keys_from_fields(fields),
+            standing=Standing.from_fields(fields, terms.clients),
         )
 
+    # ---- checks
 
-def hide(secrets: Iterable[Secret]) -> list[bytes]:
-    return [HiddenBytes(item.reveal()) for item in secrets]
+    def _draft(self) -> Draft:
+        if self.draft is None:
+            raise ProtocolError("this client no longer holds its keys")
+        return self.draft
 
+    def _near(self) -> Neighbours:
+        if self.neighbours is None:
+            raise ProtocolError("this client has no neighbours yet")
+        return self.neighbours
 
-def _restore_secrets(secrets: list[Secret]) -> Secrets | None:
-    if not secrets:
-        return None
-    if len(secrets) != 3 or any(len(item.reveal()) != KEY_BYTES for item in secrets):
-        raise Malformed("the stored keys of a round are damaged")
-    return Secrets(KeyPair.from_private(secrets[0]), KeyPair.from_private(secrets[1]), secrets[2])
+    def _pairs(self, key: RoundKeys) -> dict[int, Secret]:
+        raw = key.pairs.reveal()
+        return {
+            seat: Secret(raw[place * KEY_BYTES : (place + 1) * KEY_BYTES])
+            for place, seat in enumerate(self._near().names)
+        }
 
+    def _check_members(self, members: Members, draft: Draft) -> None:
+        self._check_size(members.leaves, "sent keys")
+        if not all(1 <= seat <= self.terms.clients for seat in members.leaves):
+            raise ProtocolError("the group has a member that was not invited")
+        if any(len(set(column.values())) != len(column) for column in (members.leaves, members.devices)):
+            raise ProtocolError("two members of the group have the same key or device")
+        if members.leaves.get(self.index) != draft.advert.leaf:
+            raise ProtocolError("this client's own key is missing from the group, or changed")
 
-def letter_context(terms: Terms, sender: Advert, recipient: Advert) -> bytes:
-    """The associated data of a letter: this round, from whom, to whom."""
-    return bind("letter", terms.digest, sender.index, recipient.index, sender.device, recipient.device)
+    def _graph(self, near: Neighbourhood, draft: Draft) -> tuple[Graph, Members]:
+        """The graph that everybody's coins make. Raises `ProtocolError` unless they are the coins that were promised."""
+        degrees = self.terms.degrees
+        if degrees.complete:
+            members = Members.of((*near.roster.adverts, draft.advert))
+            if near.coins or len(members.leaves) != len(near.roster.adverts) + 1:
+                raise ProtocolError("the group has a client twice, or coins that nobody needs")
+            self._check_members(members, draft)
+            return draw(self.terms.clients, degrees, graph_seed(self.terms, members, {})), members
+        if draft.members is None:
+            raise ProtocolError("no coins were asked for: this client will not take a graph that nobody tossed for")
+        members = draft.members
+        self._check_size(near.coins, "told their coins")
+        for seat, coin in near.coins.items():
+            if coin_digest(self.terms, seat, coin) != members.coin_digests.get(seat):
+                raise ProtocolError(f"client {seat} told another coin than it promised")
+        if near.coins.get(self.index) != draft.coin:
+            raise ProtocolError("this client's own coin is missing, or changed")
+        return draw(self.terms.clients, degrees, graph_seed(self.terms, members, near.coins)), members
+
+    def _checked(
+        self, near: Neighbourhood, members: Members, graph: Graph, present: frozenset[int], verifier: Verifier
+    ) -> dict[int, Advert]:
+        """The holders' adverts by seat, after every check."""
+        adverts = {item.index: item for item in near.roster.adverts}
+        contacts = [seat for seat in graph.contacts(self.index) if seat in present]
+        if [item.index for item in near.roster.adverts] != contacts:
+            raise ProtocolError("the keys are not those of this client's neighbours in the graph, and of the witnesses")
+        self._check_crowd(present.intersection(graph.neighbours(self.index)), "sent keys")
+        if len({self._draft().advert.public, *(item.public for item in adverts.values())}) != len(adverts) + 1:
+            raise ProtocolError("two clients of the group have the same key")
+        for seat, item in adverts.items():
+            if item.leaf != members.leaves[seat] or device_tag(item.device) != members.devices[seat]:
+                raise ProtocolError(f"the key of {item.device} is not the one that the group was told of")
+            item.check(self.terms, verifier)
+        return adverts
+
+    def _check_size(self, seats: Collection[int], what: str) -> None:
+        needed = max(self.terms.fewest, self.policy.min_clients)
+        if len(seats) < needed:
+            raise ProtocolError(f"only {len(seats)} clients {what}; this device wants {needed}")
+
+    def _check_crowd(self, seats: Iterable[int], what: str) -> None:
+        """Enough of this client's neighbours."""
+        held, needed = len(set(seats)), self.terms.degrees.partners
+        if held < needed:
+            raise ProtocolError(f"only {held} of this client's neighbours {what}; it wants {needed}")
+
+    def _check_seats(self, seats: frozenset[int], what: str) -> None:
+        self._check_size(seats, what)
+        if self.index not in seats:
+            raise ProtocolError("this client is asked for a round that it has no part in")
+        near = seats.intersection(self._near().names)
+        self._check_crowd(near, what)
+        if silent := near.difference(self.dealers):
+            raise ProtocolError(f"client {min(silent)} dealt this client no shares, and yet shall {what}")

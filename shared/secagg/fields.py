@@ -46,7 +46,13 @@ class Reader:
         return int(self._get(name, int))
 
     def number(self, name: str) -> float:
-        return float(self._get(name, int, float))
+        return self._float(name, self._get(name, int, float))
+
+    def _float(self, name: str, value: float) -> float:
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise Malformed(f"{self._what} lack a valid {name!r}") from error
 
     def text(self, name: str) -> str:
         return str(self._get(name, str))
@@ -58,7 +64,7 @@ class Reader:
         return self._list(name, int)
 
     def numbers(self, name: str) -> list[float]:
-        return [float(item) for item in self._list(name, int, float)]
+        return [self._float(name, item) for item in self._list(name, int, float)]
 
     def texts(self, name: str) -> list[str]:
         return self._list(name, str)

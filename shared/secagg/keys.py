@@ -1,28 +1,28 @@
 """Keys and what is made from them: X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), AES-256-GCM, and the identity ports.
 
-Every derived key binds a purpose, the round's terms and both parties' device names, each with its length in front, so
-no key can serve another purpose, round or pair. `Secret` keeps key material out of `repr`, logs and pickles.
+Every derived key binds a purpose, the group and both parties' device names, each with its length in front, and a mask's key the
+round's terms as well: no key can serve another purpose, round or pair. `Secret` keeps key material out of `repr`, logs and
+pickles.
 """
 
 import hashlib
 import hmac
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from shared.errors import ProtocolError, SignatureInvalid
 
 KEY_BYTES = 32
-NONCE_BYTES = 12
-PROTOCOL = "shoal.secagg.v1"
+TAG_BYTES = 16
+PROTOCOL = "shoal.secagg.v2"
+_NONCE = bytes(12)
 
 
 class Secret:
@@ -51,24 +51,24 @@ class Secret:
 
 def bind(*fields: str | int | bytes) -> bytes:
     """Fields as one byte string that parses only one way: a type letter, the length, the bytes."""
-    out = bytearray()
-    for item in fields:
-        kind, raw = _raw(item)
-        out += kind + len(raw).to_bytes(4, "big") + raw
-    return bytes(out)
+    return b"".join([_bound(item) for item in fields])
 
 
-def _raw(item: str | int | bytes) -> tuple[bytes, bytes]:
-    if isinstance(item, str):
-        return b"s", item.encode()
-    if isinstance(item, int):
-        return b"i", str(item).encode()
-    return b"b", item
+def _bound(item: str | int | bytes) -> bytes:
+    if isinstance(item, bytes):
+        return b"b%d:%b" % (len(item), item)
+    raw = str(item).encode()
+    return b"%b%d:%b" % (b"s" if isinstance(item, str) else b"i", len(raw), raw)
 
 
-def hkdf(secret: Secret, info: bytes, *, salt: bytes = b"", length: int = KEY_BYTES) -> Secret:
-    """HKDF-SHA256, extract and expand."""
-    return Secret(HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret.reveal()))
+def extract(secret: Secret, salt: bytes) -> Secret:
+    """HKDF-Extract (RFC 5869, 2.2): a uniform key from a shared secret."""
+    return Secret(hmac.digest(salt, secret.reveal(), "sha256"))
+
+
+def expand(key: Secret, info: bytes) -> Secret:
+    """HKDF-Expand (RFC 5869, 2.3) to 32 bytes, which is one block."""
+    return Secret(hmac.digest(key.reveal(), info + b"\x01", "sha256"))
 
 
 def digest(*fields: str | int | bytes) -> bytes:
@@ -92,40 +92,65 @@ class KeyPair:
 
     def agree(self, peer: bytes) -> Secret:
         """The X25519 shared secret. Raises `ProtocolError` for a public key of small order (RFC 7748, section 6.1)."""
+        return self.agreements([peer])[0]
+
+    def agreements(self, peers: Iterable[bytes]) -> list[Secret]:
+        """One shared secret for each of `peers`. Reading the private key costs more than an agreement, so it is read once."""
+        key = X25519PrivateKey.from_private_bytes(self.private.reveal())
         try:
-            key = X25519PrivateKey.from_private_bytes(self.private.reveal())
-            return Secret(key.exchange(X25519PublicKey.from_public_bytes(peer)))
+            return [Secret(key.exchange(X25519PublicKey.from_public_bytes(peer))) for peer in peers]
         except ValueError as error:
             raise ProtocolError("a peer's public key cannot be used for key agreement") from error
 
 
-def pair_mask_key(pair: KeyPair, peer: bytes, terms: bytes, one: str, other: str) -> Secret:
-    """The AES key of the mask that two devices share; the same from either side."""
+def pair_root(agreed: Secret, binding: bytes, one: str, other: str) -> Secret:
+    """The root of all that two devices share in a group; the same from either side."""
     low, high = sorted((one, other))
-    return hkdf(pair.agree(peer), bind(PROTOCOL, "pairwise mask", terms, low, high))
+    return extract(agreed, bind(PROTOCOL, "pair", binding, low, high))
 
 
-def self_mask_key(seed: Secret, terms: bytes, device: str) -> Secret:
-    return hkdf(seed, bind(PROTOCOL, "self mask", terms, device))
+def mask_secret(root: Secret, number: int) -> Secret:
+    """Of a pair in the group's round `number`. Whoever knows it can take this pair's mask out of that round, and of no other."""
+    return expand(root, bind("pairwise mask", number))
 
 
-def share_key(pair: KeyPair, peer: bytes, terms: bytes, sender: str, recipient: str) -> Secret:
-    """The AEAD key for shares that go from `sender` to `recipient`; the way back has another."""
-    return hkdf(pair.agree(peer), bind(PROTOCOL, "share encryption", terms, sender, recipient))
+def mask_keys(terms: bytes) -> tuple[Callable[[Secret], Secret], Callable[[Secret], Secret]]:
+    """Two ways to an AES key, bound to everything that a round agreed on: from a client's seed, and from a pair's `mask_secret`."""
+    own, pairwise = bind(PROTOCOL, "self mask", terms), bind(PROTOCOL, "pairwise mask", terms)
+    return lambda seed: expand(seed, own), lambda secret: expand(secret, pairwise)
 
 
-def seal(key: Secret, plain: bytes, associated: bytes, entropy: Callable[[int], bytes]) -> bytes:
-    """AES-256-GCM; the nonce goes in front."""
-    nonce = entropy(NONCE_BYTES)
-    return nonce + AESGCM(key.reveal()).encrypt(nonce, plain, associated)
+def letter_key(root: Secret, sender: str) -> Secret:
+    """For the one letter from `sender` to the other of a pair."""
+    return expand(root, bind("letter", sender))
 
 
-def unseal(key: Secret, box: bytes, associated: bytes) -> bytes:
-    """Raises `ProtocolError` if the box was changed, or made for another round, sender or recipient."""
+def witness_key(root: Secret, sender: str) -> Secret:
+    """For `sender`'s word to the other of a pair about who was counted."""
+    return expand(root, bind("witness", sender))
+
+
+def tag(key: Secret, data: bytes) -> bytes:
+    """HMAC-SHA256, cut to 128 bits (RFC 2104, 5)."""
+    return hmac.digest(key.reveal(), data, "sha256")[:TAG_BYTES]
+
+
+def is_tag(word: bytes, key: Secret, data: bytes) -> bool:
+    """Takes as long for a wrong one as for the right one."""
+    return hmac.compare_digest(word, tag(key, data))
+
+
+def seal(key: Secret, plain: Secret) -> bytes:
+    """AES-256-GCM. The nonce is zero and nothing is associated: a key seals one box, and is bound to all that matters."""
+    return AESGCM(key.reveal()).encrypt(_NONCE, plain.reveal(), None)
+
+
+def unseal(key: Secret, box: bytes) -> Secret:
+    """Raises `ProtocolError` if the box was changed, or made for another group, sender or recipient."""
     try:
-        return AESGCM(key.reveal()).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], associated)
+        return Secret(AESGCM(key.reveal()).decrypt(_NONCE, box, None))
     except (InvalidTag, ValueError) as error:
-        raise ProtocolError("sealed shares do not open") from error
+        raise ProtocolError("a sealed box does not open") from error
 
 
 class Identity(Protocol):

@@ -1,7 +1,8 @@
-"""Masks: the AES-256-CTR keystream (NIST SP 800-38A) of a full 32-byte key, as little-endian uint32, added modulo 2^32.
+"""Masks: the AES-256-CTR keystream (NIST SP 800-38A) of a full 32-byte key, as residues modulo 2^m, added to a vector.
 
-A key is used for one mask only, so the counter starts at zero. Work goes in blocks of 256 KiB: the block stays in the
-core's cache while all masks are added to it, and the cipher lets go of the interpreter lock meanwhile.
+A key is used for one mask only, so the counter starts at zero. Residues lie in the narrowest word that holds them (`packing.lane`);
+words wrap modulo a multiple of 2^m, so bits above m are noise that packing cuts off. Work goes in blocks of 256 KiB: the block
+stays in the core's cache while all masks are added to it, and the cipher lets go of the interpreter lock meanwhile.
 """
 
 from collections.abc import Iterable
@@ -14,12 +15,11 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from shared.secagg.keys import Secret
+from shared.secagg.packing import Residues
 
-BLOCK_WORDS = 65_536
-WORD_BYTES = 4
-_ZEROS = memoryview(bytes(BLOCK_WORDS * WORD_BYTES))
-
-Words = NDArray[np.uint32]
+BLOCK_BYTES = 1 << 18
+_ZEROS = memoryview(bytes(BLOCK_BYTES))
+_START = bytes(16)
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,28 @@ class Mask:
     negative: bool = False
 
 
-def apply_masks(words: Words, masks: Iterable[Mask], *, counter: bytes = bytes(16)) -> None:
-    """Add every mask to `words`, in place. Raises `ValueError` unless it is a writable vector of uint32."""
-    if words.dtype != np.dtype("<u4") or words.ndim != 1 or not words.flags.writeable:
-        raise ValueError("masks are added to a writable vector of little-endian uint32")
-    streams = [(Cipher(AES(mask.key.reveal()), CTR(counter)).encryptor(), mask.negative) for mask in masks]
-    stream = np.empty(min(BLOCK_WORDS, words.size), dtype="<u4")
+def apply_masks(residues: Residues, masks: Iterable[Mask], *, counter: bytes = _START) -> None:
+    """Add every mask to `residues`, in place. Raises `ValueError` unless they are a writable vector of unsigned words."""
+    if residues.dtype.str not in ("|u1", "<u2", "<u4") or residues.ndim != 1 or not residues.flags.writeable:
+        raise ValueError("masks are added to a writable vector of little-endian unsigned words")
+    streams = [(_encryptor(mask.key, counter), mask.negative) for mask in masks]
+    per_block = BLOCK_BYTES // residues.itemsize
+    stream = np.empty(min(per_block, residues.size), dtype=residues.dtype)
     raw = stream.data.cast("B") if stream.size else memoryview(b"")
-    for start in range(0, words.size, BLOCK_WORDS):
-        block = words[start : start + BLOCK_WORDS]
-        size = block.size * WORD_BYTES
+    for start in range(0, residues.size, per_block):
+        block = residues[start : start + per_block]
         for cipher, negative in streams:
-            cipher.update_into(_ZEROS[:size], raw[:size])
+            cipher.update_into(_ZEROS[: block.nbytes], raw[: block.nbytes])
             combine = np.subtract if negative else np.add
             combine(block, stream[: block.size], out=block)
 
 
-def expand(key: Secret, length: int, *, counter: bytes = bytes(16)) -> Words:
-    """One mask by itself, `length` words."""
-    words = np.zeros(length, dtype="<u4")
-    apply_masks(words, [Mask(key)], counter=counter)
-    return words
+def keystream(key: Secret, size: int, *, counter: bytes = _START) -> NDArray[np.uint8]:
+    """The first `size` bytes under one key."""
+    out = np.zeros(size, dtype=np.uint8)
+    apply_masks(out, [Mask(key)], counter=counter)
+    return out
+
+
+def _encryptor(key: Secret, counter: bytes):  # type: ignore[no-untyped-def]
+    return Cipher(AES(key.reveal()), CTR(counter)).encryptor()

@@ -1,155 +1,89 @@
-"""Weighted floats as uint32 words whose sum over all clients cannot wrap, and back.
+"""Weighted changes as residues whose sum over all clients cannot wrap, and back. The layout is `schema`'s.
 
-A vector is laid out by a public `Schema`, the same at both ends (they compare its digest):
+A device's change of each float array is weighed, added to what earlier roundings left over (error feedback: Seide et al., 2014;
+Karimireddy et al., ICML 2019), divided by the array's scale, rotated (`rotation`), clipped, and rounded stochastically to b
+bits, so that the rounding's mean is the value itself (Suresh et al., ICML 2017). What clipping and rounding took away is
+returned, to be added the next time.
 
-    [count] [weight] [one word a metric …] [one word an array element …]
-
-For n clients at most, b = 32 - ceil(log2 n) bits a word are one client's share of the modulus 2^32:
-
-- count: 1. The sum must equal the number of clients counted, or something else was masked.
-- weight w: the number of examples, exact; n * max_weight < 2^32 is part of the schema.
-- metric v in [low, high]: round(w / max_weight * (v - low) / (high - low) * (2^b - 1)).
-- element x with |x| <= C: round(w / max_weight * x / C * (2^(b-1) - 1)), two's complement.
-
-Rounding moves each client's term by at most half a step, so with W the total weight the weighted mean is off by at most
-n / 2 * (max_weight / W) * C / (2^(b-1) - 1) an element (`Schema.element_error`), and for a metric by
-n / 2 * (max_weight / W) * (high - low) / (2^b - 1) (`Schema.metric_error`); float64 arithmetic adds a relative 2^-50.
-Integer arrays travel the same way and their mean is rounded to the nearest integer.
-A value that is not finite or lies outside its range raises: nothing is clipped in silence, nothing wraps.
+With W the total weight, L the largest level and d elements, rounding moves the mean by at most `clip / L * unit_weight * n / W
+* sqrt(d)` scales in Euclidean norm; where nothing is rotated the bound holds for each element, without the square root. A value
+that is not finite raises; nothing wraps.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import RoundAborted, Unsupported, UpdateRejected
-from shared.ids import digest_of
-from shared.secagg.masks import BLOCK_WORDS, Words
+from shared.errors import RoundAborted, UpdateRejected
+from shared.secagg.keys import KEY_BYTES, Secret
+from shared.secagg.masks import keystream
+from shared.secagg.packing import Residues
+from shared.secagg.rotation import Floats, Rotation
+from shared.secagg.schema import EXACT_BITS, ArrayField, Arrays, MetricField, Schema
 
-MODULUS_BITS = 32
-HEADER_WORDS = 2
-DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class MetricField:
-    name: str
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise Unsupported(f"metric {self.name!r} needs finite bounds, the lower one first")
+WIDEST_MEAN_SQUARE = 64.0  # the largest root mean square that is told, in scales
+_FULL = (1 << EXACT_BITS) - 1
+_HALF = (1 << (EXACT_BITS - 1)) - 1
+_FLOAT32_BITS = 16  # more bits an element, and float32 would round before we do
 
 
 @dataclass(frozen=True)
-class ArrayField:
-    """`bound` is C: the largest change of an element that a client may send."""
+class Update:
+    """What one client sends: `arrays` against `base`, their weight, its metrics, and what earlier roundings `owed`, by array:
+    in weight times the array's unit.
+    """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    bound: float
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise Unsupported(
-                f"array {self.name!r} is {self.dtype}: secure aggregation sums {', '.join(sorted(DTYPES))}"
-            )
-        if not (math.isfinite(self.bound) and self.bound > 0):
-            raise Unsupported(f"array {self.name!r} needs a positive, finite range")
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Schema:
-    """`clients` is n, the most that may be summed. Raises `Unsupported` for a schema whose sum could wrap."""
-
-    clients: int
-    max_weight: int
-    metrics: tuple[MetricField, ...] = ()
-    arrays: tuple[ArrayField, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.clients <= 1 << 20:
-            raise Unsupported("secure aggregation sums 1 to 1,048,576 clients")
-        if self.max_weight < 1 or self.clients * self.max_weight >= 1 << MODULUS_BITS:
-            raise Unsupported(
-                f"max_weight must be from 1 to {((1 << MODULUS_BITS) - 1) // self.clients} for {self.clients} clients"
-            )
-        for fields in (self.metrics, self.arrays):
-            if len({item.name for item in fields}) != len(fields):
-                raise Unsupported("two fields of a schema have the same name")
-
-    @property
-    def bits(self) -> int:
-        return MODULUS_BITS - (self.clients - 1).bit_length()
-
-    @property
-    def length(self) -> int:
-        return HEADER_WORDS + len(self.metrics) + sum(item.size for item in self.arrays)
-
-    @property
-    def digest(self) -> str:
-        return digest_of(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode())
-
-    def element_error(self, bound: float, total_weight: int) -> float:
-        """The most by which rounding moves an element of the mean (see the module)."""
-        return self.clients / 2 * self.max_weight / total_weight * bound / self._half
-
-    def metric_error(self, metric: MetricField, total_weight: int) -> float:
-        return self.clients / 2 * self.max_weight / total_weight * (metric.high - metric.low) / self._full
-
-    @property
-    def _half(self) -> int:
-        return (1 << (self.bits - 1)) - 1
-
-    @property
-    def _full(self) -> int:
-        return (1 << self.bits) - 1
+    weight: float
+    metrics: Mapping[str, float]
+    arrays: Arrays
+    base: Arrays
+    owed: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Total:
-    """What a sum says: how many, how much they weigh together, and their weighted means (arrays as float64 changes)."""
+    """What a sum says: how many, how much they weigh together, weighted means (arrays as float64 changes), the share of elements
+    clipped, and the mean size of a weighted change, by float array, in weight times the array's unit.
+    """
 
     count: int
     weight: int
     metrics: Mapping[str, float]
     changes: Arrays
+    clipped: float = 0.0
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
 
-def encode(schema: Schema, weight: float, metrics: Mapping[str, float], arrays: Arrays, base: Arrays) -> Words:
-    """One client's unmasked vector of `arrays - base`. Raises `UpdateRejected` for whatever the schema does not allow.
+def encode(
+    schema: Schema, update: Update, entropy: Callable[[int], bytes], *, feedback: bool
+) -> tuple[Residues, Arrays]:
+    """One client's unmasked vector, and what it owes then (nothing without `feedback`).
 
-    Messages name the field, never the value.
+    Raises `UpdateRejected` for whatever the schema does not allow; messages name the field, never the value.
     """
-    examples = _checked_weight(schema, weight)
-    share = examples / schema.max_weight
-    words = np.empty(schema.length, dtype="<u4")
-    words[:HEADER_WORDS] = (1, examples)
-    for place, metric in enumerate(schema.metrics, start=HEADER_WORDS):
-        words[place] = round(share * _unit(metric, metrics) * schema._full)
-    if set(arrays) != {item.name for item in schema.arrays}:
+    weight = _checked_weight(schema, update.weight)
+    if set(update.arrays) != {item.name for item in schema.arrays}:
         raise UpdateRejected("the update does not hold exactly the arrays that were sent out")
-    start = HEADER_WORDS + len(schema.metrics)
     for item in schema.arrays:
-        array, origin = arrays[item.name], base[item.name]
-        _check_array(item, array)
-        target = words[start : start + item.size].view("<i4")
-        _quantize(item, array.reshape(-1), origin.reshape(-1), share / item.bound * schema._half, target)
-        start += item.size
-    return words
+        _check_array(item, update.arrays[item.name])
+    values, sizes = _weighted(schema, update, weight)
+    wanted = values.copy() if feedback else values
+    rotation = _rotation(schema)
+    levels, clipped = _rounded(schema, rotation.forward(values) if rotation else values, entropy)
+    residues = schema.zeros()
+    exact = _exact(schema, update, weight, clipped / max(1, schema.elements), sizes)
+    start = schema.exact * schema.digits
+    residues[:start] = _to_digits(schema, exact)
+    residues[start:] = levels.astype(f"<i{residues.itemsize}").view(residues.dtype)
+    if not feedback:
+        return residues, {}
+    levels *= schema.clip / schema.levels
+    wanted -= rotation.backward(levels) if rotation else levels
+    return residues, _by_array(schema, wanted, schema.unit_weight)
 
 
 def _checked_weight(schema: Schema, weight: float) -> int:
@@ -158,15 +92,6 @@ def _checked_weight(schema: Schema, weight: float) -> int:
     if not (weight >= 0 and weight == int(weight)):  # also false for NaN
         raise UpdateRejected("the weight is not a whole number of examples")
     return int(weight)
-
-
-def _unit(metric: MetricField, metrics: Mapping[str, float]) -> float:
-    if metric.name not in metrics:
-        raise UpdateRejected(f"the reply lacks the declared metric {metric.name!r}")
-    value = metrics[metric.name]
-    if not metric.low <= value <= metric.high:  # also false for NaN
-        raise UpdateRejected(f"metric {metric.name!r} is outside its declared range {metric.low:g} to {metric.high:g}")
-    return (value - metric.low) / (metric.high - metric.low)
 
 
 def _check_array(item: ArrayField, array: NDArray[Any]) -> None:
@@ -178,82 +103,164 @@ def _check_array(item: ArrayField, array: NDArray[Any]) -> None:
         raise UpdateRejected(f"array {item.name!r} is {array.dtype}, not {item.dtype}")
 
 
-def _quantize(item: ArrayField, new: NDArray[Any], old: NDArray[Any], factor: float, target: NDArray[np.int32]) -> None:
-    """`target = round((new - old) * factor)`, a block at a time in float64."""
-    scratch = np.empty(min(BLOCK_WORDS, new.size))
-    for start in range(0, new.size, BLOCK_WORDS):
-        stop = min(start + BLOCK_WORDS, new.size)
-        block = scratch[: stop - start]
-        if new.dtype.kind == "f":
-            with np.errstate(all="ignore"):  # infinities and overflow are judged below
-                np.subtract(new[start:stop], old[start:stop], out=block, dtype=np.float64)
-        else:
-            block[:] = _integer_change(item, new[start:stop].astype(np.int64), old[start:stop].astype(np.int64))
-        low, high = block.min(), block.max()
-        if not (-item.bound <= low and high <= item.bound):  # also false for NaN, which min and max hand on
-            if np.isfinite(low) and np.isfinite(high):
-                change = (
-                    f"change outside its range (±{item.bound:g}): raise secure.clip_range, or lower the learning rate"
-                )
-                raise UpdateRejected(f"array {item.name!r} holds a {change}")
-            raise UpdateRejected(f"array {item.name!r} holds a value that is not finite")
-        block *= factor
-        np.rint(block, out=block)
-        target[start:stop] = block
+def _weighted(schema: Schema, update: Update, weight: int) -> tuple[Floats, list[float]]:
+    """All float changes in scales, weighed against `unit_weight`, with what is owed; and each array's root mean square without."""
+    values: Floats = np.empty(schema.elements, dtype="f4" if schema.bits <= _FLOAT32_BITS else "f8")
+    sizes, start = [], 0
+    for item in schema.floats:
+        block = values[start : start + item.size]
+        new, old = update.arrays[item.name].reshape(-1), update.base[item.name].reshape(-1)
+        with np.errstate(all="ignore"):  # infinities and overflow are judged below
+            np.subtract(new, old, out=block, casting="same_kind")
+            block *= weight / (schema.unit_weight * item.scale)
+            square = float(np.dot(block, block))
+        if not math.isfinite(square):
+            raise UpdateRejected(f"array {item.name!r} holds a value that is not finite, or far too large")
+        sizes.append(math.sqrt(square / max(1, item.size)))
+        if item.name in update.owed:
+            block += update.owed[item.name].reshape(-1) / (schema.unit_weight * item.scale)
+        start += item.size
+    return values, sizes
 
 
-def _integer_change(item: ArrayField, new: NDArray[np.int64], old: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rotation(schema: Schema) -> Rotation | None:
+    if not schema.rotation:
+        return None
+    kind = "f4" if schema.bits <= _FLOAT32_BITS else "f8"
+    return Rotation(bytes.fromhex(schema.rotation), schema.elements, kind)
+
+
+def _rounded(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) -> tuple[Floats, int]:
+    """Whole levels in place of `values`, each up or down by chance; and how many had to be clipped."""
+    values *= schema.levels / schema.clip
+    chance = keystream(Secret(entropy(KEY_BYTES)), 2 * values.size).view("<u2")
+    values += np.multiply(chance, 2.0**-16, dtype=values.dtype)
+    np.floor(values, out=values)
+    clipped = int(np.count_nonzero(np.abs(values) > schema.levels))
+    np.clip(values, -schema.levels, schema.levels, out=values)
+    return values, clipped
+
+
+def _by_array(schema: Schema, values: Floats, unit: float) -> dict[str, NDArray[Any]]:
+    """The float elements, times `unit` and their array's scale."""
+    start, arrays = 0, {}
+    for item in schema.floats:
+        arrays[item.name] = (values[start : start + item.size] * (unit * item.scale)).reshape(item.shape)
+        start += item.size
+    return arrays
+
+
+def _exact(schema: Schema, update: Update, weight: int, clipped: float, sizes: list[float]) -> NDArray[np.uint64]:
+    share = weight / schema.max_weight
+    roots = [min(1.0, size / WIDEST_MEAN_SQUARE) ** 0.5 for size in sizes]  # small ones must not vanish
+    told = [round(value * _FULL) for value in (clipped, *roots)]
+    metrics = [round(share * _unit(metric, update.metrics) * _FULL) for metric in schema.metrics]
+    integers = [_integers(item, update, share) for item in schema.integers]
+    return np.concatenate([np.array([1, weight, *told, *metrics], dtype=np.uint64), *integers])
+
+
+def _unit(metric: MetricField, metrics: Mapping[str, float]) -> float:
+    if metric.name not in metrics:
+        raise UpdateRejected(f"the reply lacks the declared metric {metric.name!r}")
+    value = metrics[metric.name]
+    if not metric.low <= value <= metric.high:  # also false for NaN
+        raise UpdateRejected(f"metric {metric.name!r} is outside its declared range {metric.low:g} to {metric.high:g}")
+    return (value - metric.low) / (metric.high - metric.low)
+
+
+def _integers(item: ArrayField, update: Update, share: float) -> NDArray[np.uint64]:
+    new = update.arrays[item.name].reshape(-1).astype(np.int64)
+    old = update.base[item.name].reshape(-1).astype(np.int64)
     change = new - old
-    if (((new ^ old) & (new ^ change)) < 0).any():
-        raise UpdateRejected(f"array {item.name!r} changes by more than 64 bits hold")
-    return change
+    wrapped = (((new ^ old) & (new ^ change)) < 0).any()
+    if wrapped or (item.size and np.abs(change.astype(np.float64)).max() > item.scale):
+        raise UpdateRejected(
+            f"array {item.name!r} holds a change outside its range (±{item.scale:g}): raise it in the job's settings"
+        )
+    steps: NDArray[np.int64] = np.rint(change * (share / item.scale * _HALF)).astype(np.int64)
+    return (steps + _HALF + 1).astype(np.uint64)
 
 
-def decode(schema: Schema, total: Words, count: int) -> Total:
+def _to_digits(schema: Schema, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Shape (values * digits,), lowest digit of each first."""
+    shifts = np.arange(schema.digits, dtype=np.uint64) * np.uint64(schema.bits)
+    return ((values[:, None] >> shifts) & np.uint64((1 << schema.bits) - 1)).reshape(-1)
+
+
+def _from_digits(schema: Schema, sums: Residues) -> list[int]:
+    """The sums of exact values, of any size."""
+    rows = (sums & sums.dtype.type((1 << schema.modulus_bits) - 1)).reshape(-1, schema.digits).tolist()
+    return [sum(digit << (place * schema.bits) for place, digit in enumerate(row)) for row in rows]
+
+
+def decode(schema: Schema, total: Residues, count: int) -> Total:
     """The means in an unmasked sum of `count` clients. Raises `RoundAborted` if it cannot be such a sum."""
     if total.shape != (schema.length,):
-        raise RoundAborted(f"the sum has {total.size} words, the schema {schema.length}")
-    weight = int(total[1])
-    if int(total[0]) != count or weight > count * schema.max_weight:
+        raise RoundAborted(f"the sum has {total.size} residues, the schema {schema.length}")
+    start = schema.exact * schema.digits
+    exact = _from_digits(schema, total[:start])
+    weight = exact[1]
+    if exact[0] != count or weight > count * schema.max_weight:
         raise RoundAborted(
             "the masks did not cancel, or a device masked something else: run the round again with fresh keys"
         )
     if weight == 0:
         raise RoundAborted("no device of this round had examples")
+    clipped, *roots = (value / _FULL / count for value in exact[2 : 3 + len(schema.floats)])
+    metrics, integers = (
+        exact[3 + len(schema.floats) :][: len(schema.metrics)],
+        exact[schema.exact - _integer_size(schema) :],
+    )
     scale = schema.max_weight / weight
-    metrics = {
-        item.name: item.low + float(total[place]) * scale * (item.high - item.low) / schema._full
-        for place, item in enumerate(schema.metrics, start=HEADER_WORDS)
+    sizes = {
+        item.name: WIDEST_MEAN_SQUARE * root**2 * schema.unit_weight * item.scale
+        for item, root in zip(schema.floats, roots, strict=True)
     }
-    return Total(count, weight, metrics, _changes(schema, total, count, scale))
+    means = {
+        item.name: item.low + value * scale * (item.high - item.low) / _FULL
+        for item, value in zip(schema.metrics, metrics, strict=True)
+    }
+    changes = {
+        **_float_changes(schema, total[start:], count, weight),
+        **_integer_changes(schema, integers, count, scale),
+    }
+    return Total(count, weight, means, {item.name: changes[item.name] for item in schema.arrays}, clipped, sizes)
 
 
-def _changes(schema: Schema, total: Words, count: int, scale: float) -> dict[str, NDArray[Any]]:
-    signed = total.view("<i4")
-    start, changes = HEADER_WORDS + len(schema.metrics), {}
-    for item in schema.arrays:
-        block = signed[start : start + item.size]
-        limit = count * schema._half
-        if item.size and (block.min() < -limit or block.max() > limit):
-            raise RoundAborted(f"the sum of {item.name!r} is larger than {count} devices can make it")
-        changes[item.name] = (block * (scale * item.bound / schema._half)).reshape(item.shape)
+def _integer_size(schema: Schema) -> int:
+    return sum(item.size for item in schema.integers)
+
+
+def _integer_changes(schema: Schema, sums: list[int], count: int, scale: float) -> dict[str, NDArray[Any]]:
+    start, changes = 0, {}
+    for item in schema.integers:
+        block = [
+            (value - count * (_HALF + 1)) * (scale * item.scale / _HALF) for value in sums[start : start + item.size]
+        ]
+        changes[item.name] = np.array(block, dtype=np.float64).reshape(item.shape)
         start += item.size
     return changes
 
 
-def add_change(item: ArrayField, base: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
-    """`base + change` in the array's own dtype; integers to the nearest, within the dtype."""
-    dtype = np.dtype(item.dtype)
+def _float_changes(schema: Schema, sums: Residues, count: int, weight: int) -> dict[str, NDArray[Any]]:
+    spare = sums.dtype.type(sums.itemsize * 8 - schema.modulus_bits)
+    signed = (sums << spare).view(f"<i{sums.itemsize}") >> spare.astype(f"<i{sums.itemsize}")
+    limit = count * schema.levels
+    if sums.size and (signed.min() < -limit or signed.max() > limit):
+        raise RoundAborted(f"the sum is larger than {count} devices can make it")
+    values: Floats = signed.astype("f4" if schema.bits <= _FLOAT32_BITS else "f8")
+    values *= schema.clip / schema.levels
+    rotation = _rotation(schema)
+    return _by_array(
+        schema, (rotation.backward(values) if rotation else values).astype("f8"), schema.unit_weight / weight
+    )
+
+
+def add_change(kind: str, base: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
+    """`base + change` as the dtype that `kind` names; integers to the nearest, within the dtype."""
+    dtype = np.dtype(kind)
     if dtype.kind == "f":
         return np.asarray(base.astype(np.float64) + change, dtype=dtype)
     info = np.iinfo(dtype)
     moved = base.astype(np.int64) + np.rint(change).astype(np.int64)
     return np.asarray(np.clip(moved, info.min, info.max), dtype=dtype)
-
-
-def array_fields(arrays: Arrays, bounds: Sequence[float]) -> tuple[ArrayField, ...]:
-    """Fields for `arrays`, one bound each, in order."""
-    return tuple(
-        ArrayField(name, tuple(array.shape), str(array.dtype), bound)
-        for (name, array), bound in zip(arrays.items(), bounds, strict=True)
-    )

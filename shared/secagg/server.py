@@ -1,58 +1,54 @@
-"""The server's side. It adds each masked vector as it comes, so it holds one vector and a few KB a client.
+"""The server's side of one round of a group. It adds each masked vector as it comes, so it holds one vector and a few KB a client.
 
-A message is checked whole before anything changes. What a client gets wrong raises a `PeerError` (leave that client
-out, and name it); what ends the round raises `RoundAborted`. No sum is returned unless it is exact.
+A message is checked whole before anything changes: every secret that a client gives out must hash to what was dealt. What a
+client gets wrong raises a `PeerError` (leave that client out, and name it); what ends the round raises `RoundAborted`. No sum
+is returned unless it is exact.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping
 
 from shared.errors import Malformed, ProtocolError, RoundAborted
-from shared.secagg.graph import build_graph
-from shared.secagg.keys import KeyPair, Secret, Verifier, pair_mask_key, self_mask_key
-from shared.secagg.masks import Mask, Words, apply_masks
+from shared.secagg.keys import KEY_BYTES, TAG_BYTES, Secret, mask_keys, unseal
+from shared.secagg.masks import Mask, apply_masks
 from shared.secagg.messages import (
-    Advert,
     Complaint,
-    Deal,
-    Inbox,
-    Letter,
+    Confirmation,
+    RecoveryRequest,
     Reveal,
-    Roster,
-    UnmaskRequest,
-    seed_digest,
-    share_commitment,
+    Shares,
+    Witness,
+    pair_digest,
+    secret_digest,
 )
-from shared.secagg.shamir import combine, lagrange
-from shared.secagg.states import SERVER, ServerEvent, ServerState, advance
-from shared.secagg.terms import Terms
+from shared.secagg.packing import Residues, unpack
+from shared.secagg.schema import Schema
+from shared.secagg.setup import Group
+from shared.secagg.shamir import agreeing, combine
+from shared.secagg.states import ROUND, RoundEvent, RoundState, advance
+from shared.secagg.terms import RoundTerms
 
 COMPLAINTS = 2  # of one dealer, before it is believed that the fault is the dealer's: one device alone may slander it
+Apply = Callable[[Residues, list[Mask]], None]
 
 
-class Server:
-    """One round. `quorum` is the least number of clients that may be counted; it is never below the threshold."""
+class Round:
+    """`quorum` is the least number of clients that may be counted; it is never below what the group's clients insist on."""
 
-    def __init__(self, terms: Terms, length: int, verifier: Verifier, *, quorum: int = 0) -> None:
-        self.terms = terms
-        self.quorum = max(quorum, terms.threshold)
-        self._verifier = verifier
-        self._graph = build_graph(terms.graph, terms.clients)
-        self._state = ServerState.KEYS
-        self._roster: dict[int, Advert] = {}
-        self._seed_digests: dict[int, bytes] = {}
-        self._dealt: frozenset[int] = frozenset()
-        self._letters: dict[int, dict[int, Letter]] = {}  # dealer → holder → what was dealt
-        self._sum: Words = np.zeros(length, dtype="<u4")
+    def __init__(self, group: Group, terms: RoundTerms, schema: Schema, *, quorum: int = 0) -> None:
+        self.group, self.terms, self.schema = group, terms, schema
+        self.quorum = max(quorum, group.terms.fewest)
+        self._state = RoundState.MASKED
+        self._sum: Residues = schema.zeros()
         self._counted: set[int] = set()
-        self._reveals: dict[int, Reveal] = {}
         self._complaints: dict[int, set[int]] = {}  # dealer → who cannot use what it dealt
-        self._proven: set[int] = set()  # dealt shares that match its commitments and still do not fit together
+        self._tags: dict[int, dict[int, bytes]] = {}  # recipient → sender → tag
+        self._confirmed: set[int] = set()
+        self._reveals: dict[int, Reveal] = {}
+        self._shares: dict[int, Shares] = {}
+        self._liars: dict[int, str] = {}
 
     @property
-    def state(self) -> ServerState:
+    def state(self) -> RoundState:
         return self._state
 
     @property
@@ -63,182 +59,231 @@ class Server:
     @property
     def false_dealers(self) -> Mapping[int, int]:
         """Who dealt false shares, and how many said so. One device alone may be lying itself, unless nobody else could say it."""
-        found = {}
+        found = dict.fromkeys(self._liars, 0)
         for dealer, complaining in self._complaints.items():
-            could = set(self._graph.neighbours(dealer, self._dealt))
-            if len(complaining) >= COMPLAINTS or complaining >= could:
+            if len(complaining) >= COMPLAINTS or complaining >= set(self.group.holders(dealer)):
                 found[dealer] = len(complaining)
-        return {**dict.fromkeys(self._proven, 0), **found}
+        return found
 
-    def add_advert(self, advert: Advert) -> None:
-        """Raises `ProtocolError` or `SignatureInvalid`."""
-        state = advance(SERVER, self._state, ServerEvent.ADVERT)
-        if not 1 <= advert.index <= self.terms.clients or advert.index in self._roster:
-            raise ProtocolError(f"client {advert.index} was not invited, or has sent keys already")
-        if advert.device in {item.device for item in self._roster.values()}:
-            raise ProtocolError(f"{advert.device} takes part in this round already")
-        known = {key for item in self._roster.values() for key in (item.share_public, item.mask_public)}
-        if known & {advert.share_public, advert.mask_public} or advert.share_public == advert.mask_public:
-            raise ProtocolError(f"the keys of {advert.device} are not fresh")
-        advert.check(self.terms, self._verifier)
-        self._roster[advert.index] = advert
+    def add_vector(self, seat: int, packed: bytes) -> None:
+        """Raises `ProtocolError` or `Malformed`."""
+        state = advance(ROUND, self._state, RoundEvent.VECTOR)
+        self._check_awaited(seat)
+        self._sum += unpack(packed, self.schema.length, self.schema.modulus_bits)
+        self._counted.add(seat)
         self._state = state
 
-    def close_keys(self) -> Roster:
-        self._close(ServerEvent.CLOSE_KEYS, len(self._roster), "sent keys")
-        return Roster(tuple(self._roster[index] for index in sorted(self._roster)))
-
-    def add_deal(self, deal: Deal) -> None:
-        """Raises `ProtocolError` unless the letters are for exactly the dealer's neighbours and itself."""
-        state = advance(SERVER, self._state, ServerEvent.DEAL)
-        if deal.sender not in self._roster or deal.sender in self._letters:
-            raise ProtocolError(f"client {deal.sender} sent no keys, or has dealt already")
-        letters = {letter.peer: letter for letter in deal.letters}
-        expected = {deal.sender, *self._graph.neighbours(deal.sender, self._roster)}
-        if len(deal.letters) != len(expected) or set(letters) != expected:
-            raise ProtocolError(f"{self._device(deal.sender)} dealt shares to the wrong clients")
-        self._letters[deal.sender] = letters
-        self._seed_digests[deal.sender] = deal.seed_digest
-        self._state = state
-
-    def close_shares(self) -> dict[int, Inbox]:
-        """What to send to each client that dealt."""
-        self._close(ServerEvent.CLOSE_SHARES, len(self._letters), "dealt shares")
-        self._dealt = frozenset(self._letters)
-        return {index: self._inbox(index) for index in self._letters}
-
-    def _inbox(self, recipient: int) -> Inbox:
-        senders = self._graph.neighbours(recipient, self._letters)
-        return Inbox(tuple(replace(self._letters[sender][recipient], peer=sender) for sender in senders))
-
-    def add_vector(self, index: int, words: Words) -> None:
-        """Add a masked vector to the sum. Raises `ProtocolError` (a stranger, or twice), `Malformed` (its shape)."""
-        state = advance(SERVER, self._state, ServerEvent.VECTOR)
-        if index not in self._letters or self._has_answered(index):
-            raise ProtocolError(f"client {index} dealt no shares, or has answered already")
-        if words.dtype != np.dtype("<u4") or words.shape != self._sum.shape:
-            raise Malformed(f"{self._device(index)} sent a vector of another type or length")
-        self._sum += words
-        self._counted.add(index)
-        self._state = state
-
-    def add_complaint(self, index: int, complaint: Complaint) -> None:
-        """Instead of a vector. Raises `ProtocolError` unless it names others that dealt to this client."""
-        state = advance(SERVER, self._state, ServerEvent.COMPLAINT)
-        if index not in self._letters or self._has_answered(index):
-            raise ProtocolError(f"client {index} dealt no shares, or has answered already")
-        near = set(self._graph.neighbours(index, self._letters))
-        if not complaint.dealers or not set(complaint.dealers) <= near:
-            raise ProtocolError(f"{self._device(index)} complains of clients that dealt it nothing")
+    def add_complaint(self, seat: int, complaint: Complaint) -> None:
+        """In place of a vector. Raises `ProtocolError`."""
+        state = advance(ROUND, self._state, RoundEvent.COMPLAINT)
+        self._check_awaited(seat)
+        if not complaint.dealers or not set(complaint.dealers) <= set(self.group.holders(seat)):
+            raise ProtocolError(f"{self._device(seat)} complains of clients that dealt it nothing")
         for dealer in complaint.dealers:
-            self._complaints.setdefault(dealer, set()).add(index)
+            self._complaints.setdefault(dealer, set()).add(seat)
         self._state = state
 
-    def _has_answered(self, index: int) -> bool:
-        return index in self._counted or any(index in complaining for complaining in self._complaints.values())
+    def _check_awaited(self, seat: int) -> None:
+        complained = any(seat in complaining for complaining in self._complaints.values())
+        if seat not in self.terms.present or seat in self._counted or complained:
+            raise ProtocolError(f"client {seat} does not take part, or has answered already")
 
-    def close_masked(self) -> dict[int, UnmaskRequest]:
-        """What to ask of each counted client."""
-        self._close(ServerEvent.CLOSE_MASKED, len(self._counted), "sent masked vectors")
-        return {index: self._request(index) for index in self._counted}
+    def close_masked(self) -> frozenset[int]:
+        """Whom to confirm, to be asked of each of them. Raises `RoundAborted` for too few."""
+        self._close(RoundEvent.CLOSE_MASKED, len(self._counted), "sent vectors")
+        return self.counted
 
-    def _request(self, holder: int) -> UnmaskRequest:
-        near = (holder, *self._graph.neighbours(holder, self._letters))
-        counted = tuple(sorted(dealer for dealer in near if dealer in self._counted))
-        return UnmaskRequest(counted, tuple(sorted(set(near) - set(counted))))
+    def add_confirmation(self, confirmation: Confirmation) -> None:
+        """Raises `ProtocolError`."""
+        state = advance(ROUND, self._state, RoundEvent.CONFIRMATION)
+        sender = confirmation.sender
+        if sender not in self._counted or sender in self._confirmed:
+            raise ProtocolError(f"client {sender} is not counted, or has confirmed already")
+        told = self._counted - {sender} if sender in self.group.graph.witnesses else set()
+        if set(confirmation.tags) != told:
+            raise ProtocolError(
+                f"{self._device(sender)} is no witness, or one that does not confirm to all who are counted"
+            )
+        for recipient, tag in confirmation.tags.items():
+            self._tags.setdefault(recipient, {})[sender] = tag
+        self._confirmed.add(sender)
+        self._state = state
+
+    def close_confirmed(self) -> dict[int, Witness]:
+        """What to show each client that confirmed. Raises `RoundAborted` for too few."""
+        witnesses, needed = len(self._confirmed & self.group.graph.witnesses), self.group.terms.degrees.majority
+        self._close(RoundEvent.CLOSE_CONFIRMED, len(self._confirmed), "confirmed who is counted")
+        if witnesses < needed:
+            self._abort(f"only {witnesses} witnesses confirmed who is counted, of which {needed} are needed")
+        tags, self._tags = self._tags, {}
+        return {seat: Witness(tags.get(seat, {})) for seat in sorted(self._confirmed)}
 
     def add_reveal(self, reveal: Reveal) -> None:
-        """Raises `ProtocolError`, naming the device, for shares not asked for or other than those dealt to it."""
-        state = advance(SERVER, self._state, ServerEvent.REVEAL)
-        holder = reveal.sender
-        if holder not in self._counted or holder in self._reveals:
-            raise ProtocolError(f"client {holder} is not counted, or has revealed already")
-        asked = self._request(holder)
-        if set(reveal.seed_shares) != set(asked.seeds_of) or set(reveal.key_shares) != set(asked.keys_of):
-            raise ProtocolError(f"{self._device(holder)} revealed other shares than were asked for")
-        for kind, shares in (("seed", reveal.seed_shares), ("key", reveal.key_shares)):
-            for dealer, share in shares.items():
-                if share_commitment(kind, self.terms, dealer, holder, share) != self._commitment(kind, dealer, holder):
-                    raise ProtocolError(f"{self._device(holder)} revealed a share that was not dealt to it")
-        self._reveals[holder] = reveal
+        """Raises `ProtocolError` for secrets that are not those dealt."""
+        state = advance(ROUND, self._state, RoundEvent.REVEAL)
+        sender, number, binding = reveal.sender, self.terms.number, self.group.binding
+        if sender not in self._confirmed or sender in self._reveals:
+            raise ProtocolError(f"client {sender} did not confirm, or has revealed its secrets already")
+        if set(reveal.pairs) != set(self._gone_partners(sender)):
+            raise ProtocolError(f"{self._device(sender)} reveals other masks than those of its partners that are gone")
+        dealt = self.group.dealt[sender]
+        if secret_digest("seed", binding, sender, number, reveal.seed) != dealt.seed_digests[number - 1]:
+            raise ProtocolError(f"{self._device(sender)} reveals another seed than it dealt shares of")
+        for other, secret in reveal.pairs.items():
+            if pair_digest(binding, number, secret) != self._pair_digest(sender, other):
+                raise ProtocolError(f"{self._device(sender)} reveals another mask than it dealt")
+        self._reveals[sender] = reveal
         self._state = state
 
-    def _commitment(self, kind: str, dealer: int, holder: int) -> bytes:
-        letter = self._letters[dealer][holder]
-        return letter.seed_commitment if kind == "seed" else letter.key_commitment
-
-    def finish(self) -> Words:
-        """The exact sum of the counted vectors. Raises `RoundAborted` for too few shares, or false ones (named)."""
-        state = advance(SERVER, self._state, ServerEvent.FINISH)
-        try:
-            masks = self._masks()
-        except RoundAborted:
-            self.abort()
-            raise
-        apply_masks(self._sum, masks)
+    def close_unmasked(self) -> dict[int, RecoveryRequest]:
+        """What to ask of whom, for the sake of counted clients that are gone; nothing if none is. Raises `RoundAborted`."""
+        state = advance(ROUND, self._state, RoundEvent.CLOSE_UNMASKED)
+        silent = sorted(self._counted - set(self._reveals))
+        wanted = sorted({other for seat in silent for other in self._gone_partners(seat)})
+        for dealer in (*silent, *wanted):
+            able = sum(1 for holder in self.group.holders(dealer) if holder in self._reveals)
+            if able < self.group.terms.degrees.threshold:
+                self._abort(f"{able} devices are left that hold shares of {self._device(dealer)}")
         self._state = state
-        self._letters, self._reveals = {}, {}
+        requests = {}
+        for seat in sorted(self._reveals):
+            near = set(self.group.holders(seat))
+            seeds, keys = near & set(silent), near & set(wanted)
+            if seeds or keys:
+                requests[seat] = RecoveryRequest(tuple(sorted(seeds)), tuple(sorted(keys)))
+        return requests
+
+    def add_shares(self, shares: Shares) -> None:
+        """Raises `ProtocolError`."""
+        state = advance(ROUND, self._state, RoundEvent.SHARES)
+        if shares.sender not in self._reveals or shares.sender in self._shares:
+            raise ProtocolError(f"client {shares.sender} was not asked for shares, or has sent them already")
+        near, silent = set(self.group.holders(shares.sender)), self._counted - set(self._reveals)
+        wanted = {other for seat in silent for other in self._gone_partners(seat)}
+        if set(shares.seeds) != near & silent or set(shares.keys) != near & wanted:
+            raise ProtocolError(f"{self._device(shares.sender)} sent other shares than it was asked for")
+        self._shares[shares.sender] = shares
+        self._state = state
+
+    def finish(self, apply: Apply = apply_masks) -> Residues:
+        """The exact sum of the counted vectors. Raises `RoundAborted` for too few shares, or false ones (their dealers named).
+
+        `apply` adds masks to residues: hand in one that uses all cores.
+        """
+        state = advance(ROUND, self._state, RoundEvent.FINISH)
+        apply(self._sum, self._masks())
+        self._state = state
+        self._forget()
         return self._sum
 
     def abort(self) -> None:
         """Drop everything. The round is run again with fresh keys."""
-        self._state = advance(SERVER, self._state, ServerEvent.ABORT)
-        self._sum = np.zeros(0, dtype="<u4")
-        self._letters, self._reveals = {}, {}
+        self._state = advance(ROUND, self._state, RoundEvent.ABORT)
+        self._sum = self._sum[:0]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._reveals, self._shares, self._tags = {}, {}, {}
 
     def _masks(self) -> list[Mask]:
-        """What must still go out of the sum: the self-masks of the counted and the pairwise masks of the dropped."""
-        weights: dict[tuple[int, ...], dict[int, int]] = {}
-        masks = []
-        for dealer in sorted(self._counted):
-            seed = self._recover("seed", dealer, weights)
-            if seed_digest(self.terms, dealer, seed) != self._seed_digests[dealer]:
-                self._proven.add(dealer)
-                raise RoundAborted(f"{self._device(dealer)} dealt shares of another seed than it committed to")
-            masks.append(Mask(self_mask_key(seed, self.terms.digest, self._device(dealer)), negative=True))
-        for dealer in sorted(set(self._letters) - self._counted):
-            pair = KeyPair.from_private(self._recover("key", dealer, weights))
-            if pair.public != self._roster[dealer].mask_public:
-                self._proven.add(dealer)
-                raise RoundAborted(f"{self._device(dealer)} dealt shares of another key than it advertised")
-            masks += [self._pair_mask(pair, dealer, peer) for peer in self._graph.neighbours(dealer, self._counted)]
+        """What must still go out of the sum: the self-masks of the counted, and their masks with partners that are gone."""
+        of_seed, of_pair = mask_keys(self.terms.digest)
+        masks: list[Mask] = []
+        opened: dict[int, dict[int, Secret]] = {}
+        for seat in sorted(self._counted):
+            reveal = self._reveals.get(seat)
+            seed = reveal.seed if reveal else self._recover("seed", seat)
+            masks.append(Mask(of_seed(seed), negative=True))
+            for other in self._gone_partners(seat):
+                if reveal:
+                    secret = reveal.pairs[other]
+                else:
+                    if other not in opened:
+                        opened[other] = self._open_record(other)
+                    secret = opened[other][seat]
+                masks.append(Mask(of_pair(secret), negative=seat < other))
         return masks
 
-    def _pair_mask(self, pair: KeyPair, dropped: int, counted: int) -> Mask:
-        """Takes the mask with `dropped` out of the vector of `counted`; its sign there follows their order."""
-        one, other = self._roster[dropped], self._roster[counted]
-        key = pair_mask_key(pair, other.mask_public, self.terms.digest, one.device, other.device)
-        return Mask(key, negative=counted < dropped)
+    def _gone_partners(self, seat: int) -> list[int]:
+        """Who shares a mask with `seat`, took part, and is not counted."""
+        return [
+            other
+            for other in self.group.dealt[seat].partners
+            if other in self.terms.present and other not in self._counted
+        ]
 
-    def _shares(self, kind: str, dealer: int) -> dict[int, Secret]:
-        """Of one dealer's secret, by holder."""
-        by_holder = {
-            holder: reveal.seed_shares if kind == "seed" else reveal.key_shares
-            for holder, reveal in sorted(self._reveals.items())
+    def _pair_digest(self, seat: int, other: int) -> bytes:
+        dealt = self.group.dealt[seat]
+        place = dealt.partners.index(other)
+        return dealt.pair_digests[self.terms.number - 1][place * TAG_BYTES : (place + 1) * TAG_BYTES]
+
+    def _recover(self, kind: str, dealer: int) -> Secret:
+        """From shares, of which some may be false. Raises `RoundAborted`.
+
+        One false share is found if there is a share to spare, more by `agreeing`. Failing that the dealer is named, unless a single
+        holder could have brought it about.
+        """
+        held = {
+            holder: (shares.seeds if kind == "seed" else shares.keys)[dealer]
+            for holder, shares in sorted(self._shares.items())
+            if dealer in (shares.seeds if kind == "seed" else shares.keys)
         }
-        return {holder: shares[dealer] for holder, shares in by_holder.items() if dealer in shares}
+        threshold = self.group.terms.degrees.threshold
+        if len(held) < threshold:
+            self._abort(f"{len(held)} devices revealed shares of {self._device(dealer)}")
+        dealt, number = self.group.dealt[dealer], self.terms.number
+        expected = (dealt.seed_digests if kind == "seed" else dealt.key_digests)[number - 1]
+        for chosen in _choices(held, threshold):
+            try:
+                secret = combine({holder: held[holder] for holder in chosen})
+            except Malformed:
+                continue
+            if secret_digest(kind, self.group.binding, dealer, number, secret) == expected:
+                return secret
+        if len(held) == threshold:
+            self._abort(f"{threshold} devices revealed shares of {self._device(dealer)} that do not fit together")
+        self._liars[dealer] = kind
+        self._abort(f"{self._device(dealer)} dealt shares of another {kind} than it committed to", fresh=False)
+        raise AssertionError
 
-    def _recover(self, kind: str, dealer: int, weights: dict[tuple[int, ...], dict[int, int]]) -> Secret:
-        shares = self._shares(kind, dealer)
-        holders = tuple(shares)[: self.terms.threshold]
-        if len(holders) < self.terms.threshold:
-            needed = f"{self.terms.threshold} are needed: run the round again with fresh keys"
-            raise RoundAborted(f"{len(holders)} devices revealed shares, {needed}")
-        if holders not in weights:
-            weights[holders] = lagrange(holders)
+    def _open_record(self, dealer: int) -> dict[int, Secret]:
+        """The mask secrets that a client which is gone shares with its partners. Raises `RoundAborted`."""
+        dealt, number = self.group.dealt[dealer], self.terms.number
+        key = self._recover("key", dealer)
         try:
-            return combine(weights[holders], shares)
-        except Malformed as error:
-            self._proven.add(dealer)
-            raise RoundAborted(f"{self._device(dealer)} dealt shares that do not fit together") from error
+            raw = unseal(key, dealt.records[number - 1]).reveal()
+        except ProtocolError:
+            raw = b""
+        secrets = {
+            other: Secret(raw[place * KEY_BYTES : (place + 1) * KEY_BYTES])
+            for place, other in enumerate(dealt.partners)
+        }
+        if any(
+            pair_digest(self.group.binding, number, item) != self._pair_digest(dealer, other)
+            for other, item in secrets.items()
+        ):
+            self._liars[dealer] = "record"
+            self._abort(f"{self._device(dealer)} dealt a record of other masks than it committed to", fresh=False)
+        return secrets
 
-    def _close(self, event: ServerEvent, size: int, what: str) -> None:
-        state = advance(SERVER, self._state, event)
+    def _close(self, event: RoundEvent, size: int, what: str) -> None:
+        state = advance(ROUND, self._state, event)
         if size < self.quorum:
-            self.abort()
-            needed = f"{self.quorum} are needed: run the round again with fresh keys"
-            raise RoundAborted(f"only {size} devices {what}, {needed}")
+            self._abort(f"only {size} devices {what}")
         self._state = state
 
-    def _device(self, index: int) -> str:
-        return self._roster[index].device
+    def _abort(self, reason: str, *, fresh: bool = True) -> None:
+        self.abort()
+        raise RoundAborted(f"{reason}, too few: run the round again with fresh keys" if fresh else reason)
+
+    def _device(self, seat: int) -> str:
+        return self.group.devices[seat]
+
+
+def _choices(held: Mapping[int, Secret], threshold: int) -> Iterable[tuple[int, ...]]:
+    """Sets of `threshold` holders to try."""
+    holders = tuple(held)
+    yield holders[:threshold]
+    yield agreeing(held, threshold)[:threshold]
+    for turn in range(1, len(holders)):
+        yield (holders[turn:] + holders[:turn])[:threshold]

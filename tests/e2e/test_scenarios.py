@@ -150,7 +150,9 @@ async def test_a_device_that_is_cut_off_costs_its_own_part_of_the_round_alone(
     printed, complaints = await ended(process)
     assert process.returncode == 0, printed + complaints
     last = {device["name"]: device["outcome"] for device in report(tmp_path)["rounds"][-1]["devices"]}
-    assert last == {**dict.fromkeys(["device-1", "device-2", "device-4"], "counted"), "device-3": "dropped"}
+    lost = last.pop("device-3")
+    assert lost in {"recovered", "dropped"}, "the cut may have cost round 1's group: then it dealt no shares in round 2"
+    assert last == dict.fromkeys(["device-1", "device-2", "device-4"], "counted")
 
 
 async def test_ctrl_c_in_the_middle_leaves_no_process_and_no_file(environment: dict[str, str], scratch: Path) -> None:

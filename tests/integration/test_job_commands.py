@@ -26,7 +26,12 @@ IMPOSSIBLE: dict[str, tuple[str, type[Exception], str]] = {
     "a start with NaN": ("nan", ConfigError, "NaN"),
     "a start file from somewhere": ("relative", ConfigError, "start.arrays_file: write the whole path"),
     "a start file that is a folder": ("folder", ConfigError, "start.arrays_file"),
-    "more weight than a secret sum holds": ("weight", Unsupported, "max_weight"),
+    "an array that no secret sum holds": ("dtype", Unsupported, "array 'w' is uint64"),
+    "rates that no round of min_devices bears": (
+        "rates",
+        ConfigError,
+        "job: of 4 clients, 1 may drop out and 1 may be",
+    ),
 }
 
 
@@ -34,7 +39,8 @@ IMPOSSIBLE: dict[str, tuple[str, type[Exception], str]] = {
 def test_an_impossible_job_is_refused_before_anything_is_stored(
     place: Place, what: str, error: type[Exception], says: str
 ) -> None:
-    toml = place.toml(secure=what == "weight", more="max_weight = 2000000000" if what == "weight" else "")
+    secure = {"dtype": "bits = 8", "rates": "dropout = 0.45\ncorrupt = 0.45"}.get(what, "")
+    toml = place.toml(secure=bool(secure), more=secure)
     arrays = place.folder / "start.safetensors"
     match what:
         case "gone":
@@ -49,6 +55,8 @@ def test_an_impossible_job_is_refused_before_anything_is_stored(
             toml = toml.replace(str(arrays), "start.safetensors")
         case "folder":
             toml = toml.replace(str(arrays), str(place.folder))
+        case "dtype":
+            arrays.write_bytes(save({"w": np.zeros(3, np.uint64)}))
         case "nan":
             arrays.write_bytes(save({"w": np.array([np.nan], dtype=np.float32)}))
 
@@ -57,6 +65,16 @@ def test_an_impossible_job_is_refused_before_anything_is_stored(
 
     assert place.store.jobs() == []
     assert list(place.fleet.lasting.digests()) == []
+
+
+def test_rates_that_a_round_of_all_there_are_does_not_bear_are_refused(tmp_path: Path) -> None:
+    """Three of eight may drop out where half must reveal a share, but not four of nine."""
+    place = Place(MemoryFleet(9), MemoryJobStore(), tmp_path)
+    selection = "dropout = 0.45\ncorrupt = 0.0\n[selection]\nmin_devices = 8\n"
+    with pytest.raises(Unsupported, match="of 9 clients, 4 may drop out and 0 may be corrupt: too many"):
+        place.start_service().submit(place.toml(secure=True, more=selection))
+    assert place.store.jobs() == []
+    place.fleet.close()
 
 
 USELESS_PUBLIC_DATA: dict[str, tuple[Callable[[Place], Path], str]] = {

@@ -42,21 +42,31 @@ def test_a_plain_job_gives_the_weighted_mean_in_the_models_own_dtypes(place: Pla
 
 
 def test_a_secure_job_runs_through_the_protocols_states_and_no_single_weight_is_known(place: Place) -> None:
-    job = place.run(place.toml(rounds=1, secure=True, more="metrics = { loss = 10.0 }"))
+    """In the second round the group is there, with keys for it."""
+    job = place.run(place.toml(rounds=2, secure=True, more="metrics = { loss = 10.0 }"))
 
     assert job.state is JobState.COMPLETED, job.reason
-    protocol = ["PLANNED", "SELECTED", "KEYS", "SHARES", "MASKED", "UNMASKED", "AGGREGATED", "COMMITTED"]
-    assert place.kinds(job)[2:-1] == protocol
-    (row,) = place.committed(job)
-    assert row.total_weight == 100
-    assert [device.weight for device in row.devices] == [0, 0, 0, 0]
-    assert row.metrics["loss"] == pytest.approx(0.4, abs=1e-4)
+    begin, end = ["PLANNED", "SELECTED"], ["MASKED", "CONFIRMED", "UNMASKED", "AGGREGATED", "COMMITTED"]
+    assert place.kinds(job)[2:-1] == [*begin, "KEYS", "SHARES", *end, *begin, *end]
+    for row in place.committed(job):
+        assert row.total_weight == 100
+        assert [device.weight for device in row.devices] == [0, 0, 0, 0]
+        assert row.metrics["loss"] == pytest.approx(0.4, abs=1e-4)
+
+
+def test_keys_are_made_for_as_many_rounds_as_the_job_says(place: Place) -> None:
+    """Three exchanges each: the second group is made to measure round 2, which is not on record, the third to train round 4."""
+    more = "key_rounds = 3\n[evaluate]\nevery = 1\nmetrics = { accuracy = 1.0 }\n"
+    job = place.run(place.toml(rounds=4, secure=True, more=more))
+
+    made = [event.round for event in place.store.events(job.id) if event.kind == "KEYS"]
+    assert made == [1, 4]
 
 
 @pytest.mark.parametrize("strategy", LINEAR)
 def test_a_linear_strategy_gives_the_same_with_and_without_secure_aggregation(place: Place, strategy: str) -> None:
     plain = place.run(place.toml(strategy))
-    secret = place.run(place.toml(strategy, secure=True))
+    secret = place.run(place.toml(strategy, secure=True, more="bits = 16\n"))
 
     assert (plain.state, secret.state) == (JobState.COMPLETED, JobState.COMPLETED), (plain.reason, secret.reason)
     for name, value in place.arrays(plain).items():

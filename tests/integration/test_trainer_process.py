@@ -24,6 +24,7 @@ from edge_agent.trainer.process import Limits, ProcessTrainer
 from edge_agent.trainer.worker import WorkerSettings
 from shared.blobs import FolderBlobs
 from shared.clock import SystemClock
+from shared.errors import RoundAborted
 from shared.flower import decode_records, encode_records, new_message, reply_error, reply_with, stamp
 from shared.ids import TaskId
 from shared.signing.certificates import Authority, generate_key, make_csr
@@ -204,7 +205,9 @@ class TrainerGrid(Grid):
 
 @pytest.mark.slow
 async def test_three_trainers_add_up_in_secret(tmp_path: Path, authority: Authority) -> None:
-    """The real certificates, processes and mod: the sum comes out, and no single update left a process."""
+    """The real certificates, processes and mod: the sums come out, and no single update left a process. The second sum is of the
+    same group, whose keys the processes still have; one that was started anew has none.
+    """
     trainers = {}
     for node in (1, 2, 3):
         settings = device(tmp_path, f"dev-{node}", authority)
@@ -231,6 +234,18 @@ async def test_three_trainers_add_up_in_secret(tmp_path: Path, authority: Author
         names = [name for data in inner.sent for name in decode_records(data)]
         assert "arrays" not in names
         assert "metrics" not in names
+        arrays["weight"] = reply.content.array_records["arrays"]["weight"]
+        (reply,) = await asyncio.to_thread(lambda: list(grid.send_and_receive(messages())))
+        assert reply.content.metric_records["metrics"]["num-examples"] == sum(counted)
+        phases = [
+            str(record["phase"]) for data in inner.sent for record in decode_records(data).config_records.values()
+        ]
+        assert (phases.count("keys"), phases.count("masked")) == (3, 6)
+        await trainers[2].release()
+        with pytest.raises(RoundAborted, match="only 2 devices sent vectors"):
+            await asyncio.to_thread(lambda: list(grid.send_and_receive(messages())))
+        (reply,) = await asyncio.to_thread(lambda: list(grid.send_and_receive(messages())))
+        assert reply.content.metric_records["metrics"]["num-examples"] == sum(counted)
     finally:
         for trainer in trainers.values():
             await trainer.release()

@@ -27,13 +27,13 @@ from shared.flower import (
     inputs_digest,
     like,
     new_message,
-    pack_words,
+    pack_bytes,
     reply_error,
     reply_for_all,
     reply_with,
     stamp,
     to_numpy,
-    unpack_words,
+    unpack_bytes,
     weighted_mean_of_metrics,
     with_content,
 )
@@ -168,11 +168,9 @@ def test_with_content_leaves_the_original_as_it_was() -> None:
 
 
 def test_our_messages_survive_flowers_own_protobuf() -> None:
-    message = reply_with(
-        request(), RecordDict({"masked": ArrayRecord({"v": pack_words(np.arange(3, dtype="<u4"), "ours")})})
-    )
+    message = reply_with(request(), RecordDict({"masked": ArrayRecord({"v": pack_bytes(b"\x00\xff\x80", "ours")})}))
     again = message_from_proto(message_to_proto(message))
-    assert unpack_words(again.content.array_records["masked"]["v"], "ours").tolist() == [0, 1, 2]
+    assert unpack_bytes(again.content.array_records["masked"]["v"], "ours") == b"\x00\xff\x80"
     assert again.metadata.src_node_id == 3
 
 
@@ -243,19 +241,27 @@ def test_an_array_of_objects_is_never_unpickled() -> None:
         to_numpy(Array("object", (1,), SType.NUMPY, header + text + b"cos\nsystem\n"))
 
 
+@given(st.binary(max_size=50))
+def test_packed_bytes_come_back_as_they_were(data: bytes) -> None:
+    packed = pack_bytes(data, "ours")
+    assert unpack_bytes(packed, "ours") == data
+    records = decode_records(encode_records(RecordDict({"masked": ArrayRecord({"v": packed})})))
+    assert unpack_bytes(records.array_records["masked"]["v"], "ours") == data
+
+
 @pytest.mark.parametrize(
     "array",
     [
-        Array("uint32", (2,), "ours", bytes(12)),
-        Array("uint32", (3,), "theirs", bytes(12)),
-        Array("int32", (3,), "ours", bytes(12)),
-        Array("uint32", (3,), "ours", bytes(13)),
+        Array("uint8", (2,), "ours", bytes(3)),
+        Array("uint8", (3, 1), "ours", bytes(3)),
+        Array("uint8", (3,), "theirs", bytes(3)),
+        Array("int8", (3,), "ours", bytes(3)),
     ],
-    ids=["another length", "another type", "another dtype", "half a word"],
+    ids=["another length", "another shape", "another type", "another dtype"],
 )
-def test_packed_words_that_are_not_what_they_say_are_malformed(array: Array) -> None:
+def test_packed_bytes_that_are_not_what_they_say_are_malformed(array: Array) -> None:
     with pytest.raises(Malformed):
-        unpack_words(array, "ours")
+        unpack_bytes(array, "ours")
 
 
 # ---- records as bytes

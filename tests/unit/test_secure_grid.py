@@ -4,18 +4,23 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.rounds.exchange import Fate, NullObserver, Outcome, SecureConfig, Summary, Timeouts
-from coordinator.rounds.secure_grid import LINEAR, WHY_NOT, new_round_id, require_linear
+from coordinator.rounds.grid import EXTRA_BYTES, _most_bytes
+from coordinator.rounds.linear import LINEAR, WHY_NOT, require_linear
+from coordinator.rounds.secure_grid import new_id
 from shared.errors import Unsupported
-from shared.secagg.client import Policy
+from shared.secagg.graph import Rates
 from shared.secagg.messages import Phase
-from shared.secagg.terms import Terms
+from shared.secagg.schema import BITS
+from shared.secagg.terms import MAX_CLIENTS, MAX_ROUNDS, GroupTerms, Settings
 
 LINEAR_ONES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": flower.FedAvg,
@@ -96,25 +101,26 @@ def test_both_sides_weigh_by_the_same_key() -> None:
 # ---- settings
 
 
-@pytest.mark.parametrize(("clients", "threshold"), [(2, 2), (3, 2), (4, 3), (5, 4), (6, 4), (8, 6), (9, 6), (100, 67)])
-def test_the_threshold_is_two_thirds_rounded_up(clients: int, threshold: int) -> None:
-    assert SecureConfig().threshold(clients) == threshold
+@pytest.mark.parametrize(("clients", "quorum"), [(2, 3), (3, 3), (4, 3), (5, 4), (7, 6), (8, 6), (100, 75)])
+def test_three_quarters_must_be_counted_and_three_at_least(clients: int, quorum: int) -> None:
+    assert SecureConfig().quorum(clients) == quorum
 
 
-@given(st.integers(3, 2000), st.floats(0.5, 1.0))
-def test_any_threshold_a_config_gives_is_one_that_devices_accept(clients: int, share: float) -> None:
-    config = SecureConfig(threshold_share=share)
-    threshold = config.threshold(clients)
-    assert threshold <= clients
-    Policy().check(Terms("r", clients, threshold, "", ""))
-    assert config.quorum(clients) >= max(threshold, 3)
+@given(st.integers(3, 2000), st.floats(0, 0.49))
+def test_whatever_may_drop_out_the_quorum_is_never_below_what_the_devices_insist_on(
+    clients: int, dropout: float
+) -> None:
+    config = SecureConfig(rates=Rates(dropout, 0.0))
+    terms = GroupTerms("g", clients, config.group_rounds, config.rates)
+    assert config.quorum(clients) >= max(terms.fewest, 3)
 
 
 IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "a group of one": {"min_clients": 1},
-    "a threshold share below half": {"threshold_share": 0.49},
-    "a threshold share above one": {"threshold_share": 1.01},
-    "a threshold share that is NaN": {"threshold_share": math.nan},
+    "keys for no round": {"group_rounds": 0},
+    "keys for more rounds than a device makes": {"group_rounds": MAX_ROUNDS + 1},
+    "five bits an element": {"bits": 5},
+    "no bits": {"bits": 0},
     "metric bounds reversed": {"train_metrics": {"loss": (1.0, 0.0)}},
     "metric bounds that are infinite": {"evaluate_metrics": {"loss": (0.0, math.inf)}},
     "the weight as a metric": {"train_metrics": {"num-examples": (0.0, 1.0)}},
@@ -131,7 +137,15 @@ def test_impossible_settings_are_refused_when_they_are_made(options: dict[str, A
         SecureConfig(**options)
 
 
-@pytest.mark.parametrize("field", ["keys_s", "shares_s", "masked_s", "unmasked_s"])
+@pytest.mark.parametrize(
+    "rates", [(-0.1, 0.0), (1.0, 0.0), (math.nan, 0.0), (0.0, -0.1), (0.0, 1.0), (0.0, math.nan)], ids=str
+)
+def test_rates_that_are_no_shares_are_refused(rates: tuple[float, float]) -> None:
+    with pytest.raises(Unsupported):
+        Rates(*rates)
+
+
+@pytest.mark.parametrize("field", ["before_s", "masked_s", "after_s"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_a_timeout_that_is_not_positive_is_refused(field: str, value: float) -> None:
     with pytest.raises(Unsupported):
@@ -140,6 +154,7 @@ def test_a_timeout_that_is_not_positive_is_refused(field: str, value: float) -> 
 
 @given(st.floats(0.001, 1e6))
 def test_the_phases_fit_in_the_time_given_and_training_gets_the_most(total: float) -> None:
+    """Also when every phase there is takes all that it may."""
     timeouts, left, spent = Timeouts(), total, {}
     for phase in Phase:
         spent[phase] = timeouts.budget(phase, left)
@@ -151,8 +166,8 @@ def test_the_phases_fit_in_the_time_given_and_training_gets_the_most(total: floa
 
 
 def test_without_a_limit_each_phase_has_its_own() -> None:
-    timeouts = Timeouts(keys_s=1, shares_s=2, masked_s=3, unmasked_s=4)
-    assert [timeouts.budget(phase, math.inf) for phase in Phase] == [1, 2, 3, 4]
+    timeouts = Timeouts(before_s=1, masked_s=2, after_s=3)
+    assert [timeouts.budget(phase, math.inf) for phase in Phase] == [1, 1, 1, 2, 3, 3, 3]
 
 
 def test_the_null_observer_hears_everything_and_says_nothing() -> None:
@@ -161,5 +176,16 @@ def test_the_null_observer_hears_everything_and_says_nothing() -> None:
     observer.closed(Summary("r", "train", {1: Outcome(Fate.COUNTED)}, 1))
 
 
-def test_round_ids_do_not_repeat() -> None:
-    assert len({new_round_id() for _ in range(1000)}) == 1000
+def test_ids_do_not_repeat() -> None:
+    assert len({new_id() for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "float16", "float32"])
+def test_an_answer_may_be_as_large_as_a_masked_vector_of_any_bits_is(dtype: str) -> None:
+    arrays = {"w": np.zeros(3_000_000, dtype)}
+    most = _most_bytes(RecordDict({"arrays": ArrayRecord({"w": Array(arrays["w"])})})) - EXTRA_BYTES
+    for scales in ({}, {"w": 1.0}):
+        for bits in BITS:
+            settings = Settings(bits=bits, unit_weight=1.0, scales=scales)
+            for clients in (3, MAX_CLIENTS):
+                assert settings.schema(clients, arrays, bytes(32)).bytes_on_the_wire <= most + 4096

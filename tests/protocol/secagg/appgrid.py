@@ -79,6 +79,10 @@ class AppGrid(Grid):
             if reply is not None:
                 yield reply
 
+    def restart(self, node: int) -> None:
+        """As after SIGKILL: what the device kept in memory is gone."""
+        self.nodes[node].context.state = RecordDict()
+
     def _deliver(self, message: Message) -> Message | None:
         node_id, phase = message.metadata.dst_node_id, phase_of(message)
         arrived = new_message(
@@ -124,12 +128,17 @@ class Recorder:
 
     phases: list[tuple[Phase, Mapping[int, Outcome]]] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
+    passed: list[list[str]] = field(default_factory=list)  # the phases of each exchange that is closed
+    _open: list[str] = field(default_factory=list)
 
     def phase(self, phase: Phase, outcomes: Mapping[int, Outcome]) -> None:
         self.phases.append((phase, outcomes))
+        self._open.append(str(phase))
 
     def closed(self, summary: Summary) -> None:
         self.summaries.append(summary)
+        self.passed.append(self._open)
+        self._open = []
 
     @property
     def fates(self) -> dict[int, str]:
@@ -168,6 +177,10 @@ def train(message: Message, context: Context) -> Message:
     )
     records = RecordDict({"arrays": ArrayRecord({n: Array(v) for n, v in new.items()}), "metrics": metrics})
     return reply_with(message, records)
+
+
+def raising(message: Message, context: Context) -> Message:
+    raise RuntimeError("out of memory")
 
 
 def evaluate(message: Message, context: Context) -> Message:

@@ -1,5 +1,7 @@
 """Secure exchanges for tests: settings, messages, and what the mean of chosen devices must be."""
 
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
+from edge_agent.secure_mod import GROUP as SLOT
 from edge_agent.secure_mod import ModPolicy
 from shared.flower import new_message
+from shared.secagg.client import Client
+from shared.secagg.messages import RECORD
+from shared.secagg.policy import Policy
+from shared.secagg.terms import Settings
 from tests.protocol.secagg.appgrid import (
     RUN_ID,
     START,
@@ -27,6 +34,9 @@ CONFIG = SecureConfig(
 )
 PLAIN = ModPolicy(allow_plain=True)
 TRAIN = "train"
+GROUP = ["keys", "shares"]  # the phases that make a small group …
+ROUND = ["masked", "confirmed", "unmasked"]  # … and those of each of its rounds
+RECOVERY = [*ROUND, "recovered"]
 
 
 def secure(inner: AppGrid, authority: Any, config: SecureConfig = CONFIG) -> tuple[SecureGrid, Recorder]:
@@ -34,13 +44,29 @@ def secure(inner: AppGrid, authority: Any, config: SecureConfig = CONFIG) -> tup
     return SecureGrid(inner, config, authority, observer=seen), seen
 
 
-def messages(size: int = 5, kind: str = TRAIN, arrays: ArrayRecord | None = None) -> list[Message]:
+def messages(
+    size: int = 5, kind: str = TRAIN, arrays: ArrayRecord | None = None, *, nodes: Iterable[int] = ()
+) -> list[Message]:
+    """To the nodes 1 to `size`, or to those named."""
     record = arrays or start_arrays()
     config = ConfigRecord({"server-round": 1, "lr": 0.1})
     return [
         new_message(RecordDict({"arrays": record, "config": config}), run_id=RUN_ID, node_id=node, message_type=kind)
-        for node in range(1, size + 1)
+        for node in nodes or range(1, size + 1)
     ]
+
+
+def exchange(grid: SecureGrid, size: int = 5, **options: Any) -> RecordDict:
+    """One, whole: what came back."""
+    (reply,) = grid.send_and_receive(messages(size, **options))
+    return reply.content
+
+
+def clients(inner: AppGrid, node: int) -> list[Client]:
+    """What a device keeps of the groups that it is in."""
+    state = inner.nodes[node].context.state
+    slots = [state.config_records[name] for name in state if name.startswith(SLOT)]
+    return [Client.from_fields(dict(slot), Policy()) for slot in slots]
 
 
 def numpy_arrays(content: RecordDict) -> dict[str, np.ndarray[Any, Any]]:
@@ -68,10 +94,48 @@ def number(content: RecordDict, name: str) -> float:
 
 
 def assert_mean_of(content: RecordDict, nodes: set[int]) -> None:
-    expected, loss = means_of(nodes)
-    got = numpy_arrays(content)
-    for name, value in got.items():
+    """Of a first exchange, which takes all the bits that a word holds."""
+    expected, _ = means_of(nodes)
+    for name, value in numpy_arrays(content).items():
         assert (value.dtype, value.shape) == (START[name].dtype, START[name].shape)
         assert np.allclose(value, expected[name], rtol=0, atol=0.5 if value.dtype.kind == "i" else 2e-7), name
+    assert_weight_and_loss_of(content, nodes)
+
+
+def assert_rounded_mean_of(content: RecordDict, nodes: set[int], settings: Settings, seats: int = 5) -> None:
+    """Of a later exchange under `settings`, after one over the same values: as far off as rounding may take it."""
+    expected, _ = means_of(nodes)
+    bounds = rounding_bounds(settings, START, seats, nodes)
+    for name, value in numpy_arrays(content).items():
+        assert (value.dtype, value.shape) == (START[name].dtype, START[name].shape)
+        if value.dtype.kind == "i":
+            assert np.allclose(value, expected[name], rtol=0, atol=0.5)
+        else:
+            assert np.linalg.norm(value - expected[name]) <= bounds[name] + 1e-6, name
+    assert_weight_and_loss_of(content, nodes)
+
+
+def assert_weight_and_loss_of(content: RecordDict, nodes: set[int]) -> None:
     assert content["metrics"]["num-examples"] == 10 * sum(nodes)
-    assert content["metrics"]["loss"] == pytest.approx(loss, abs=1e-6)
+    assert content["metrics"]["loss"] == pytest.approx(means_of(nodes)[1], abs=1e-6)
+
+
+def rounding_bounds(
+    settings: Settings, arrays: Mapping[str, np.ndarray[Any, Any]], seats: int, nodes: set[int]
+) -> dict[str, float]:
+    """How far rounding may move the mean over `nodes`, by float array, in Euclidean norm: see `shared.secagg.quantize`."""
+    schema = settings.schema(seats, arrays, bytes(32))
+    step = schema.clip / schema.levels * schema.unit_weight * len(nodes) / (10 * sum(nodes))
+    return {item.name: item.scale * step * math.sqrt(schema.elements) for item in schema.floats}
+
+
+def watch_settings(inner: AppGrid, node: int = 1) -> list[Settings]:
+    """What each exchange from now on goes by, as this node is told."""
+    found: list[Settings] = []
+
+    def fault(message: Message) -> Message:
+        found.append(Settings.from_fields(dict(message.content.config_records[RECORD])))
+        return inner.handle(message)
+
+    inner.faults[node, "masked"] = fault
+    return found

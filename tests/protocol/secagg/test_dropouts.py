@@ -2,25 +2,27 @@
 
 import os
 from collections.abc import Iterator
-from itertools import combinations, combinations_with_replacement
-from math import comb
+from itertools import combinations, product
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.errors import RoundAborted
-from shared.secagg.client import Client, Policy
-from shared.secagg.keys import InsecureWarning, UnsignedIdentity, UnsignedVerifier
-from shared.secagg.masks import Words
-from shared.secagg.messages import Advert, Deal, Inbox
-from shared.secagg.server import Server
-from shared.secagg.states import ServerState
-from shared.secagg.terms import Terms
-from tests.protocol.secagg.kit import Round, plain_sum
+from shared.errors import ProtocolError, RoundAborted, Unsupported
+from shared.secagg.client import Client
+from shared.secagg.graph import Rates, derive
+from shared.secagg.messages import Confirmation, Reveal
+from shared.secagg.packing import pack
+from shared.secagg.quantize import Update, decode, encode
+from shared.secagg.server import Round
+from shared.secagg.states import ClientState, RoundState, SetupState
+from tests.protocol.secagg.kit import EVERYBODY, Fleet, plain_sum
 
 GROUP = range(1, 6)
-PHASES = 5  # when a device drops: before keys, shares, masked, unmasked, or not at all
+FEWEST, THRESHOLD = 4, 3  # of five, of which one may drop out
+PHASES = 4  # of a round
+Chain = tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]  # who answers in each
 
 
 def subsets(members: frozenset[int]) -> Iterator[frozenset[int]]:
@@ -28,150 +30,295 @@ def subsets(members: frozenset[int]) -> Iterator[frozenset[int]]:
         yield from (frozenset(chosen) for chosen in combinations(sorted(members), size))
 
 
-class Enumeration:
-    """Every chain K ⊇ S ⊇ M ⊇ R of who answers in each phase. Clients are values: a prefix is worked out once."""
+def exists(
+    masked: frozenset[int], confirmed: frozenset[int], unmasked: frozenset[int], recovered: frozenset[int]
+) -> bool:
+    """Whether the sum of those masked can be known, by what the protocol says about five."""
+    enough = len(masked) >= FEWEST and len(confirmed) >= FEWEST
+    return enough and (unmasked == masked or len(recovered) >= THRESHOLD)
 
-    def __init__(self, threshold: int) -> None:
-        self.terms = Terms("enumeration", len(GROUP), threshold, "0" * 64, "1" * 64)
-        self.verifier = UnsignedVerifier()
-        self.vectors: dict[int, Words] = Round(len(GROUP), threshold).vectors
-        self.started: dict[int, tuple[Client, Advert]] = {
-            i: Client(self.terms, i, Policy()).advertise(UnsignedIdentity(f"dev-{i}"), os.urandom) for i in GROUP
-        }
-        self.exact = self.aborted = 0
+
+class Enumeration:
+    """Every chain M ⊇ C ⊇ U ⊇ R of who answers in each phase. Clients are values: a prefix is worked out once."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet, self.exact, self.aborted = fleet, 0, 0
+        fleet.begin()
+        self.packed = {i: fleet.mask(i) for i in GROUP}
+        self.started = dict(fleet.clients)
 
     def run(self) -> None:
-        for keyed in subsets(frozenset(GROUP)):
+        for masked in subsets(frozenset(GROUP)):
+            server = self._masked(masked)
             try:
-                roster = self._server_with_keys(keyed).close_keys()
+                server.close_masked()
             except RoundAborted:
-                self.aborted += sum(1 for _ in self._chains(keyed))
+                assert server.state is RoundState.ABORTED
+                self._all_abort(masked, 3)
                 continue
-            dealt = {i: self.started[i][0].share(roster, self.verifier, os.urandom) for i in keyed}
-            for shared in subsets(keyed):
-                self._after_shares(keyed, shared, dealt)
+            said = {i: self.started[i].confirm(masked) for i in masked}
+            for confirmed in subsets(masked):
+                self._after_confirmations(masked, confirmed, said)
 
-    def _after_shares(
-        self, keyed: frozenset[int], shared: frozenset[int], dealt: dict[int, tuple[Client, Deal]]
+    def _after_confirmations(
+        self, masked: frozenset[int], confirmed: frozenset[int], said: dict[int, tuple[Client, Confirmation]]
     ) -> None:
+        server = self._confirmed(masked, confirmed, said)
         try:
-            inboxes = self._server_with_deals(keyed, shared, dealt)[1]
+            witnesses = server.close_confirmed()
         except RoundAborted:
-            self.aborted += sum(1 for masked in subsets(shared) for _ in subsets(masked))
+            assert len(confirmed) < FEWEST
+            self._all_abort(confirmed, 2)
             return
-        sent = {i: self._mask(i, dealt[i][0], inboxes[i]) for i in shared}
-        for masked in subsets(shared):
-            for revealing in subsets(masked):
-                server = self._server_with_deals(keyed, shared, dealt)[0]
-                self._finish(server, sent, masked, revealing)
+        told = {i: said[i][0].reveal(witnesses[i]) for i in confirmed}
+        for unmasked in subsets(confirmed):
+            for recovered in subsets(unmasked):
+                server = self._confirmed(masked, confirmed, said)
+                server.close_confirmed()
+                self._finish(server, told, (masked, confirmed, unmasked, recovered))
 
-    def _finish(
-        self,
-        server: Server,
-        sent: dict[int, tuple[Client, Words]],
-        masked: frozenset[int],
-        revealing: frozenset[int],
-    ) -> None:
+    def _finish(self, server: Round, told: dict[int, tuple[Client, Reveal]], chain: Chain) -> None:
+        masked, _, unmasked, recovered = chain
         try:
-            for i in masked:
-                server.add_vector(i, sent[i][1])
-            requests = server.close_masked()
-            for i in revealing:
-                server.add_reveal(sent[i][0].reveal(requests[i])[1])
+            for i in unmasked:
+                server.add_reveal(told[i][1])
+            requests = server.close_unmasked()
+            for i in recovered & set(requests):
+                server.add_shares(told[i][0].recover(requests[i])[1])
             total = server.finish()
         except RoundAborted:
-            assert len(revealing) < self.terms.threshold
-            assert server.state is ServerState.ABORTED
+            assert not exists(*chain)
+            assert server.state is RoundState.ABORTED
             self.aborted += 1
         else:
-            assert len(revealing) >= self.terms.threshold
-            assert (total == plain_sum([self.vectors[i] for i in masked])).all()
+            assert exists(*chain)
+            assert server.counted == masked
+            assert (self.fleet.low(total) == self.fleet.low(plain_sum([self.fleet.vectors[i] for i in masked]))).all()
             self.exact += 1
 
-    def _server_with_keys(self, keyed: frozenset[int]) -> Server:
-        server = Server(self.terms, len(self.vectors[1]), self.verifier)
-        for i in sorted(keyed):
-            server.add_advert(self.started[i][1])
+    def _masked(self, masked: frozenset[int]) -> Round:
+        server = Round(self.fleet.group, self.fleet.server.terms, self.fleet.schema)
+        for i in sorted(masked):
+            server.add_vector(i, self.packed[i])
         return server
 
-    def _server_with_deals(
-        self, keyed: frozenset[int], shared: frozenset[int], dealt: dict[int, tuple[Client, Deal]]
-    ) -> tuple[Server, dict[int, Inbox]]:
-        server = self._server_with_keys(keyed)
-        server.close_keys()
-        for i in sorted(shared):
-            server.add_deal(dealt[i][1])
-        return server, server.close_shares()
+    def _confirmed(
+        self, masked: frozenset[int], confirmed: frozenset[int], said: dict[int, tuple[Client, Confirmation]]
+    ) -> Round:
+        server = self._masked(masked)
+        server.close_masked()
+        for i in sorted(confirmed):
+            server.add_confirmation(said[i][1])
+        return server
 
-    def _mask(self, index: int, client: Client, inbox: Inbox) -> tuple[Client, Words]:
-        words = self.vectors[index].copy()
-        return client.receive(inbox).mask(words), words
-
-    @staticmethod
-    def _chains(keyed: frozenset[int]) -> Iterator[None]:
-        for shared in subsets(keyed):
-            for masked in subsets(shared):
-                for _ in subsets(masked):
-                    yield None
+    def _all_abort(self, members: frozenset[int], phases: int) -> None:
+        self.aborted += (phases + 1) ** len(members)
 
 
-@pytest.mark.filterwarnings("ignore::shared.secagg.keys.InsecureWarning")
-@pytest.mark.parametrize("threshold", [3, 4, 5])
-def test_every_dropout_pattern_of_five_devices_gives_the_exact_sum_or_aborts(threshold: int) -> None:
-    every = Enumeration(threshold)
+def test_every_dropout_pattern_of_five_devices_gives_the_exact_sum_or_aborts(group: Fleet) -> None:
+    every = Enumeration(group)
     every.run()
-    assert every.exact + every.aborted == PHASES ** len(GROUP)
-    finishing = range(threshold, len(GROUP) + 1)  # the sum exists if so many never drop; each other drops in one of 4
-    assert every.exact == sum(comb(len(GROUP), n) * (PHASES - 1) ** (len(GROUP) - n) for n in finishing)
+    assert every.exact + every.aborted == (PHASES + 1) ** len(GROUP)
+    assert every.exact == sum(1 for chain in chains() if exists(*chain)), "and no pattern aborts without need"
 
 
-@pytest.mark.parametrize("pattern", list(combinations_with_replacement(range(PHASES), len(GROUP))), ids=str)
-def test_each_kind_of_dropout_pattern_with_signed_keys(pattern: tuple[int, ...]) -> None:
-    """`pattern[i]` is the phase in which device i + 1 goes silent; one pattern of each multiset."""
-    group = Round(len(GROUP), 3)
-    alive = [{i for i in GROUP if pattern[i - 1] > phase} for phase in range(4)]
-    try:
-        requests = group.masked(group.shares(group.keys(alive[0]), alive[1]), alive[2])
-        total = group.unmasked(requests, alive[3])
-    except RoundAborted:
-        assert len(alive[3]) < 3
-        assert group.server.state is ServerState.ABORTED
-    else:
-        assert len(alive[3]) >= 3
-        assert (total == group.expected()).all()
+def chains() -> Iterator[Chain]:
+    for last in product(range(PHASES + 1), repeat=len(GROUP)):
+        masked, confirmed, unmasked, recovered = (
+            frozenset(seat for seat, phase in zip(GROUP, last, strict=True) if phase > step) for step in range(PHASES)
+        )
+        yield masked, confirmed, unmasked, recovered
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(3, 9), st.data())
-def test_flower_weakness_an_even_number_of_shares_fails_here_any_size_and_threshold_works(
-    size: int, data: st.DataObject
+@pytest.mark.parametrize("sparse_graph", [False, True], ids=["complete", "with coins"])
+def test_every_dropout_while_a_group_is_made_leaves_a_group_of_the_others_or_aborts(sparse_graph: bool) -> None:
+    """One device or two, at each step. Those who are left run a round."""
+    size, rates = (30, Rates(0.05, 0.05)) if sparse_graph else (5, Rates(0.2, 0.0))
+    for steps in [(), *[(step,) for step in range(3)], *product(range(3), repeat=2)]:
+        fleet, everybody = Fleet(size, rates, rounds=1), set(range(1, size + 1))
+        alive = [everybody - {place + 2 for place, step in enumerate(steps) if step <= now} for now in range(3)]
+        try:
+            fleet.receive(fleet.shares(fleet.coins(fleet.keys(alive[0]), alive[1]), alive[2]))
+        except RoundAborted:
+            assert len(steps) == 2
+            assert fleet.setup.state is SetupState.ABORTED
+            continue
+        left = alive[2] if sparse_graph else alive[0] & alive[2]  # nobody is asked for coins, so nobody is missed then
+        assert set(fleet.group.dealt) == left
+        fleet.begin()
+        assert (fleet.run() == fleet.expected()).all()
+
+
+STEPS = [(seat, phase) for seat in (1, 3, 5) for phase in range(PHASES)] + [(0, 0)]  # seat 0: nobody
+
+
+@pytest.mark.parametrize("first", STEPS, ids=lambda step: f"{step[0]} in {step[1]}")
+def test_two_rounds_of_one_group_with_different_dropouts_are_both_exact(group: Fleet, first: tuple[int, int]) -> None:
+    """Whoever dropped out of a round takes part in the next one."""
+    group.begin(1)
+    assert (group.run(*alive_after(first)) == group.expected()).all()
+    before = dict(group.clients)
+    for second in STEPS:
+        group.clients = dict(before)
+        group.begin(2)
+        assert (group.run(*alive_after(second)) == group.expected()).all()
+        assert len(group.server.counted) == (4 if second[0] and second[1] == 0 else 5)
+
+
+def alive_after(step: tuple[int, int]) -> list[set[int]]:
+    return [set(GROUP) - ({step[0]} if phase >= step[1] else set()) for phase in range(PHASES)]
+
+
+def test_a_round_may_be_skipped_by_some_and_by_all(group: Fleet) -> None:
+    group.begin(1, present={1, 2, 3, 4})
+    assert (group.run() == group.expected()).all()
+    group.begin(3)
+    assert (group.run(masked={2, 3, 4, 5}) == group.expected()).all()
+
+
+def test_after_an_aborted_round_the_next_one_of_the_group_is_exact(group: Fleet) -> None:
+    for number, alive in ((1, [{1, 2, 3}] * 4), (2, [EVERYBODY, EVERYBODY, {1, 2}, EVERYBODY])):
+        group.begin(number)
+        with pytest.raises(RoundAborted):
+            group.run(*alive)
+        assert group.server.state is RoundState.ABORTED
+    group.begin(3)
+    assert (group.run(masked={1, 2, 3, 5}) == group.expected()).all()
+
+
+def test_a_large_sparse_group_loses_devices_in_every_phase_and_the_sum_is_exact(large: Fleet) -> None:
+    gone = np.random.default_rng(0).permutation(np.arange(1, 121))[:30].tolist()
+    alive = [set(range(1, 121)) - set(gone[:last]) for last in (8, 15, 23, 30)]
+    large.begin()
+    assert (large.run(*alive) == large.expected()).all()
+    assert len(large.server.counted) == 112
+
+
+def test_flower_weakness_a_sparse_graph_aborts_at_random_dropout_here_it_does_not(large: Fleet) -> None:
+    """Of Flower's ring of neighbours, losing any few next to each other ends the round."""
+    large.begin()
+    assert (large.run(masked=set(range(1, 121)) - set(large.group.holders(1)[:15])) == large.expected()).all()
+
+
+# ---- any group
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[int, Rates, int, list[set[int]], int]:
+    size = draw(st.integers(3, 30))
+    rates = Rates(draw(st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.34])), draw(st.sampled_from([0.0, 0.05, 0.1])))
+    bits = draw(st.sampled_from([4, 6, 8, 12, 16, 24]))
+    at_most = rates.dropped(size) + draw(st.sampled_from([0, 0, 0, 1]))
+    leaving = draw(st.lists(st.tuples(st.integers(1, size), st.integers(0, PHASES - 1)), max_size=at_most))
+    alive = [set(range(1, size + 1)) - {seat for seat, phase in leaving if phase <= now} for now in range(PHASES)]
+    return size, rates, bits, alive, draw(st.integers(0, 2**32 - 1))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans())
+def test_any_group_rates_bits_weights_and_dropouts_give_the_exact_weighted_mean_or_abort(
+    plan: tuple[int, Rates, int, list[set[int]], int],
 ) -> None:
-    threshold = data.draw(st.integers(size // 2 + 1, size))
-    least = max(threshold, 3)
-    counted = data.draw(st.sets(st.integers(1, size), min_size=least))
-    group = Round(size, threshold)
-    total = group.unmasked(group.masked(group.shares(group.keys()), counted))
-    assert group.server.counted == counted
-    assert (total == group.expected()).all()
+    size, rates, bits, alive, seed = plan
+    try:
+        derive(size, rates)
+    except Unsupported:
+        return
+    fleet = Fleet(size, rates, rounds=1, bits=bits).make()
+    fleet.begin()
+    rng = np.random.default_rng(seed)
+    for seat in fleet.vectors:
+        update = Update(
+            int(rng.integers(1, 10)),
+            {},
+            {"w": rng.standard_normal(fleet.length).astype("f4")},
+            {"w": np.zeros(fleet.length, "f4")},
+        )
+        fleet.vectors[seat] = encode(fleet.schema, update, os.urandom, feedback=False)[0]
+    try:
+        total = fleet.run(*alive)
+    except RoundAborted:
+        assert len(alive[-1]) < size - rates.dropped(size), "within the stated rate no round is lost"
+        return
+    assert (total == fleet.expected()).all()
+    count = len(fleet.server.counted)
+    one, other = (decode(fleet.schema, vector, count) for vector in (total, fleet.expected()))
+    assert one.weight == other.weight
+    assert np.array_equal(one.changes["w"], other.changes["w"])
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 7, 8])
+def test_flower_weakness_an_even_number_of_shares_fails_here_any_size_works(size: int) -> None:
+    """Every set of devices that may be missing, missing after they sent their vectors."""
+    rates = Rates(0.34 if size > 3 else 0.0, 0.0)
+    try:
+        derive(size, rates)
+    except Unsupported:
+        rates = Rates(1.01 / size, 0.0)
+    fleet = Fleet(size, rates, rounds=1).make()
+    fleet.begin()
+    before = dict(fleet.clients)
+    for gone in combinations(range(1, size + 1), rates.dropped(size)):
+        fleet.clients = dict(before)
+        fleet.server = Round(fleet.group, fleet.server.terms, fleet.schema)
+        assert (fleet.run(unmasked=set(before) - set(gone)) == fleet.expected()).all()
+
+
+# ---- what the server holds
 
 
 def test_the_server_holds_one_sum_however_many_vectors_come() -> None:
-    group = Round(6, 4, length=1000)
-    inboxes = group.shares(group.keys())
+    fleet = Fleet(6, rounds=1, length=1000).make()
+    fleet.begin()
     for i in range(1, 7):
-        group.server.add_vector(i, group.mask(i, inboxes[i]))
-        arrays = [value for value in vars(group.server).values() if getattr(value, "nbytes", 0)]
-        assert sum(array.nbytes for array in arrays) == 4 * 1000
+        fleet.server.add_vector(i, fleet.mask(i))
+        arrays = [value for value in vars(fleet.server).values() if getattr(value, "nbytes", 0)]
+        assert sum(array.nbytes for array in arrays) == fleet.schema.zeros().nbytes
 
 
-def test_a_quorum_above_the_threshold_is_kept() -> None:
-    group = Round(5, 3)
-    group.server = Server(group.terms, group.length, group.authority, quorum=4)
-    inboxes = group.shares(group.keys())
-    with pytest.raises(RoundAborted, match="4 are needed"):
-        group.masked(inboxes, {1, 2, 3})
+def test_a_quorum_above_the_least_is_kept_and_one_below_it_is_not(group: Fleet) -> None:
+    group.begin()
+    group.server = Round(group.group, group.server.terms, group.schema, quorum=5)
+    with pytest.raises(RoundAborted, match="only 4 devices sent vectors"):
+        group.masked({1, 2, 3, 4})
+    group.begin(2)
+    group.server = Round(group.group, group.server.terms, group.schema, quorum=1)
+    with pytest.raises(RoundAborted, match="only 3 devices sent vectors"):
+        group.masked({1, 2, 3})
 
 
-def test_the_unsigned_pair_is_loud() -> None:
-    with pytest.warns(InsecureWarning):
-        Enumeration(3)
+def test_a_late_vector_is_not_added_after_the_sum_is_closed(group: Fleet) -> None:
+    group.begin()
+    late = group.mask(5)
+    counted = group.masked({1, 2, 3, 4})
+    before = group.server._sum.copy()
+    with pytest.raises(ProtocolError, match="refuses"):
+        group.server.add_vector(5, late)
+    assert (group.server._sum == before).all()
+    witnesses = group.confirmed(counted)
+    assert (group.recovered(group.unmasked(witnesses)) == group.expected()).all()
+    assert group.server.counted == {1, 2, 3, 4}
+
+
+def test_nothing_more_is_asked_for_when_all_who_are_counted_reveal(group: Fleet) -> None:
+    """One exchange is saved, though a device dropped out before it sent its vector."""
+    group.begin()
+    assert group.unmasked(group.confirmed(group.masked({1, 2, 3, 4}))) == {}
+    assert (group.finish() == group.expected()).all()
+    assert {group.clients[i].state for i in (1, 2, 3, 4)} == {ClientState.REVEALED}
+
+
+def test_nobody_is_asked_for_shares_where_too_few_are_left(group: Fleet) -> None:
+    """They would be revealed in vain."""
+    group.begin()
+    witnesses = group.confirmed(group.masked())
+    with pytest.raises(RoundAborted, match="2 devices are left that hold shares of dev-3"):
+        group.unmasked(witnesses, {1, 2})
+    assert group.server.state is RoundState.ABORTED
+
+
+def test_a_packed_vector_is_as_long_as_the_schema_says(group: Fleet) -> None:
+    group.begin()
+    assert (
+        len(group.mask(1)) == group.schema.bytes_on_the_wire == len(pack(group.vectors[2], group.schema.modulus_bits))
+    )

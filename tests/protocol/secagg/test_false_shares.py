@@ -1,5 +1,6 @@
 """Devices that deal shares nobody can use, and devices that complain without cause."""
 
+import os
 from typing import Any
 
 import pytest
@@ -7,10 +8,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from shared.errors import FalseShares, ProtocolError, RoundAborted
 from shared.flower import reply_with
-from shared.secagg.messages import RECORD, Complaint
-from tests.protocol.secagg.appgrid import AppGrid, Fault, make_grid
+from shared.secagg.keys import Secret, seal
+from shared.secagg.messages import RECORD, Complaint, Inbox
+from shared.secagg.shamir import SHARE_BYTES
+from shared.secagg.states import ClientState
+from tests.protocol.secagg.appgrid import AppGrid, Fault, make_grid, silent
 from tests.protocol.secagg.exchanges import assert_mean_of, messages, secure
-from tests.protocol.secagg.kit import Round
+from tests.protocol.secagg.kit import Fleet
 
 
 def garbage_for(grid: AppGrid, holders: set[int]) -> Fault:
@@ -86,39 +90,117 @@ def test_a_complaint_about_nobody_oneself_or_a_stranger_is_refused(dealers: tupl
     assert_mean_of(reply.content, {2, 3, 4, 5})
 
 
-def test_shares_that_open_and_still_do_not_fit_together_are_proof_against_their_dealer() -> None:
-    """The server sees it when it puts the secret together: another seed than the dealer committed to."""
-    inner, authority = make_grid()
-
-    def other_seed(message: Message) -> Message:
-        reply = inner.handle(message)
-        reply.content.config_records[RECORD]["seed_digest"] = b"0" * 32
+def changing(grid: AppGrid, name: str, value: Any) -> Fault:
+    def fault(message: Message) -> Message:
+        reply = grid.handle(message)
+        reply.content.config_records[RECORD][name] = value
         return reply
 
-    inner.faults[2, "shares"] = other_seed
+    return fault
+
+
+PROOFS: dict[str, tuple[str, Any, str, str]] = {
+    "of another seed": ("seed_digests", [b"0" * 32] * 8, "unmasked", "shares of another seed"),
+    "of another key": ("key_digests", [b"0" * 32] * 8, "masked", "shares of another key"),
+    "and a record that does not open": ("records", [bytes(7 * 32 + 16)] * 8, "masked", "a record of other masks"),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "gone", "says"), PROOFS.values(), ids=PROOFS)
+def test_shares_that_open_are_proof_against_their_dealer(name: str, value: Any, gone: str, says: str) -> None:
+    """The server sees it when it puts the secret together: another than the dealer committed to. It needs it only when device 2
+    has gone: its seed after masking, its key for the sake of device 5, which goes too and cannot tell what they share.
+    """
+    inner, authority = make_grid(8)
+    inner.faults[2, "shares"] = changing(inner, name, value)
+    inner.faults[2, gone] = silent
+    inner.faults[5, "unmasked"] = silent
     grid, seen = secure(inner, authority)
-    with pytest.raises(RoundAborted, match="dev-2 dealt shares of another seed"):
-        grid.send_and_receive(messages())
+    with pytest.raises(RoundAborted, match=f"dev-2 dealt {says}"):
+        grid.send_and_receive(messages(8))
     assert seen.summaries[-1].false_dealers == (2,)
-    assert seen.fates == {2: "rejected", **dict.fromkeys((1, 3, 4, 5), "abandoned")}
+    assert seen.fates == {2: "rejected", **dict.fromkeys((1, 3, 4, 5, 6, 7, 8), "abandoned")}
+    assert seen.reason(2) == "dealt shares that do not fit together"
 
 
-def test_a_client_names_every_dealer_whose_letter_is_wrong_and_keeps_its_state() -> None:
-    group = Round(4, 3)
-    inbox = group.shares(group.keys())[1]
-    letters = tuple(item if item.peer == 3 else type(item)(item.peer, b"", b"", b"") for item in inbox.letters)
-    before = group.clients[1]
+def test_a_device_that_reveals_another_seed_than_it_dealt_is_counted_by_its_shares() -> None:
+    inner, authority = make_grid()
+    inner.faults[2, "unmasked"] = changing(inner, "seed", bytes(32))
+    grid, seen = secure(inner, authority)
+    (reply,) = grid.send_and_receive(messages())
+    assert_mean_of(reply.content, {1, 2, 3, 4, 5})
+    assert "another seed than it dealt shares of" in seen.reason(2)
+
+
+def test_a_device_that_names_other_masks_than_its_partners_is_left_out_before_anything_is_masked() -> None:
+    inner, authority = make_grid()
+    inner.faults[2, "shares"] = changing(inner, "pair_digests", [bytes(4 * 16)] * 8)
+    grid, seen = secure(inner, authority)
+    (reply,) = grid.send_and_receive(messages())
+    assert_mean_of(reply.content, {1, 3, 4, 5})
+    assert seen.fates == {2: "rejected", **dict.fromkeys((1, 3, 4, 5), "counted")}
+    assert seen.summaries[-1].false_dealers == (2,)
+
+
+def test_a_client_names_every_dealer_whose_letter_is_wrong_and_keeps_its_state(five: Fleet) -> None:
+    inbox = five.shares(five.coins(five.keys()))[1]
+    before = five.clients[1]
     with pytest.raises(FalseShares) as caught:
-        before.receive(type(inbox)(letters))
+        before.receive(Inbox({seat: box if seat in (3, 5) else bytes(len(box)) for seat, box in inbox.boxes.items()}))
     assert caught.value.dealers == (2, 4)
     assert before.receive(inbox) != before
 
 
-def test_a_client_that_complained_cannot_send_a_vector_too() -> None:
-    group = Round(4, 3)
-    group.shares(group.keys())
+def test_a_letter_that_opens_but_holds_another_number_of_shares_is_as_false(five: Fleet) -> None:
+    near = five.coins(five.keys())
+    deal = five.clients[2].share(near[2], five.verifier, os.urandom)[1]
+    inbox = five.shares(near, {1, 3, 4, 5})[1]
+    draft = five.clients[1].draft
+    assert draft is not None
+    key = draft.letters[2]
+    for plain in (b"", bytes(2 * SHARE_BYTES * 3 - 1), bytes(2 * SHARE_BYTES * 4)):
+        with pytest.raises(FalseShares) as caught:
+            five.clients[1].receive(Inbox({**inbox.boxes, 2: seal(key, Secret(plain))}))
+        assert caught.value.dealers == (2,)
+    assert five.clients[1].receive(Inbox({2: deal.boxes[1], **inbox.boxes})).state is ClientState.READY
+
+
+def test_a_client_that_complained_cannot_send_a_vector_too(group: Fleet) -> None:
+    group.begin()
     group.server.add_complaint(1, Complaint((2,)))
     with pytest.raises(ProtocolError, match="answered already"):
-        group.server.add_vector(1, group.vectors[1])
+        group.server.add_vector(1, group.mask(1))
     with pytest.raises(ProtocolError, match="answered already"):
         group.server.add_complaint(1, Complaint((3,)))
+
+
+@pytest.mark.parametrize("dealers", [(), (1,), (7,), (-1,), (0,), (2, 99)], ids=str)
+def test_the_core_refuses_a_complaint_about_nobody_oneself_or_a_stranger(
+    group: Fleet, dealers: tuple[int, ...]
+) -> None:
+    group.begin()
+    with pytest.raises(ProtocolError, match="complains of clients that dealt it nothing"):
+        group.server.add_complaint(1, Complaint(dealers))
+    group.server.add_vector(1, group.mask(1))
+
+
+def test_a_complaint_from_one_that_takes_no_part_or_sent_a_vector_is_refused(group: Fleet) -> None:
+    group.begin(present={1, 2, 3, 4})
+    group.server.add_vector(1, group.mask(1))
+    for seat in (1, 5):
+        with pytest.raises(ProtocolError):
+            group.server.add_complaint(seat, Complaint((2,)))
+
+
+def test_two_complaints_name_a_dealer_and_one_does_not(group: Fleet) -> None:
+    group.begin()
+    group.server.add_complaint(1, Complaint((2, 3)))
+    assert group.server.false_dealers == {}
+    group.server.add_complaint(4, Complaint((2,)))
+    assert group.server.false_dealers == {2: 2}
+
+
+def test_who_complains_is_gone_for_the_round_and_its_masks_are_taken_out(group: Fleet) -> None:
+    group.begin()
+    group.server.add_complaint(1, Complaint((2,)))
+    assert (group.run(masked={2, 3, 4, 5}) == group.expected()).all()

@@ -1,20 +1,24 @@
 """Stock Flower strategies and real client apps, with secure aggregation between them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from coordinator.rounds.exchange import SecureConfig, Timeouts
+from coordinator.rounds.exchange import Fate, SecureConfig, Timeouts
 from coordinator.rounds.secure_grid import SecureGrid
 from shared.clock import ManualClock
 from shared.errors import RoundAborted, Unavailable, Unsupported
-from shared.flower import decode_records
-from shared.secagg.messages import RECORD, VECTOR_RECORD, WORDS_TYPE
+from shared.flower import decode_records, reply_with
+from shared.secagg.graph import Rates
+from shared.secagg.messages import PACKED_TYPE, RECORD, VECTOR_RECORD
+from shared.secagg.packing import packed_size
+from shared.secagg.schema import BITS
 from tests.protocol.secagg.appgrid import (
     RUN_ID,
     START,
@@ -22,16 +26,21 @@ from tests.protocol.secagg.appgrid import (
     Fault,
     Recorder,
     make_grid,
+    silent,
     train,
 )
 from tests.protocol.secagg.exchanges import (
     CONFIG,
+    GROUP,
     PLAIN,
+    ROUND,
     assert_mean_of,
     messages,
     number,
     numpy_arrays,
+    rounding_bounds,
     secure,
+    watch_settings,
 )
 
 # ---- stock strategies
@@ -41,13 +50,14 @@ def build(kind: type[Strategy], **options: Any) -> Callable[[], Strategy]:
     return lambda: kind(min_train_nodes=4, min_evaluate_nodes=4, min_available_nodes=4, **options)  # type: ignore[call-arg]
 
 
-STRATEGIES = {
+FLOATS = {name: value for name, value in START.items() if value.dtype.kind == "f"}
+STRATEGIES = {  # each with how much it may make of an error in the mean
     "FedAvg": (build(flower.FedAvg), 1.0),
     "FedProx": (build(flower.FedProx, proximal_mu=0.5), 1.0),
     "FedAvgM": (build(flower.FedAvgM, server_learning_rate=0.7, server_momentum=0.9), 3.0),
-    "FedAdam": (build(flower.FedAdam), 100.0),  # an error may grow by eta / tau
-    "FedYogi": (build(flower.FedYogi), 100.0),
-    "FedAdagrad": (build(flower.FedAdagrad), 100.0),
+    "FedAdam": (build(flower.FedAdam, tau=0.1), 2.0),  # eta / tau, of an error and of its square
+    "FedYogi": (build(flower.FedYogi, tau=0.1), 2.0),
+    "FedAdagrad": (build(flower.FedAdagrad, tau=0.1), 2.0),
 }
 
 
@@ -55,23 +65,75 @@ STRATEGIES = {
 def test_a_stock_strategy_gives_what_it_gives_without_secure_aggregation(
     strategy: Callable[[], Strategy], growth: float
 ) -> None:
-    """Two rounds. Both runs round to float32 (1e-7), secure aggregation to 4 * 100 / 2^29 / total weight (1e-8)."""
-    floats = ArrayRecord({name: Array(value) for name, value in START.items() if value.dtype.kind == "f"})
-    plain = strategy().start(make_grid(4, policy=PLAIN)[0], floats, num_rounds=2)
-    grid, seen = secure(*make_grid(4))
-    result = strategy().start(grid, floats, num_rounds=2)
-    for name, array in plain.arrays.items():
-        assert np.allclose(result.arrays[name].numpy(), array.numpy(), rtol=0, atol=2e-7 * growth * 2), name
-    for server_round in (1, 2):
-        loss = plain.train_metrics_clientapp[server_round]["loss"]
-        assert result.train_metrics_clientapp[server_round]["loss"] == pytest.approx(loss, abs=1e-6)
-        accuracy = plain.evaluate_metrics_clientapp[server_round]["accuracy"]
-        assert result.evaluate_metrics_clientapp[server_round]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
-    assert [item.category for item in seen.summaries] == ["train", "evaluate"] * 2
-    assert {fate for item in seen.summaries for fate in item.outcomes.values()} == set(
-        seen.summaries[0].outcomes.values()
+    """In the first round to float32, in the second as near as 16 bits an element are."""
+    floats = ArrayRecord({name: Array(value) for name, value in FLOATS.items()})
+    for rounds in (1, 2):
+        plain = strategy().start(make_grid(4, policy=PLAIN)[0], floats, num_rounds=rounds)
+        inner, authority = make_grid(4)
+        grid, seen = secure(inner, authority, replace(CONFIG, bits=16))
+        used = watch_settings(inner)
+        result = strategy().start(grid, floats, num_rounds=rounds)
+        bounds = dict.fromkeys(FLOATS, 4e-07)
+        if rounds == 2:
+            last = [item for item in used if item.metrics[0].name == "loss"][-1]
+            bounds = rounding_bounds(last, FLOATS, 4, {1, 2, 3, 4})
+        for name, array in plain.arrays.items():
+            off = np.linalg.norm(result.arrays[name].numpy() - array.numpy())
+            assert off <= growth * bounds[name] + 1e-6, name
+            assert off < 0.01 * np.linalg.norm(array.numpy() - START[name])
+        for server_round in range(1, rounds + 1):
+            loss = plain.train_metrics_clientapp[server_round]["loss"]
+            assert result.train_metrics_clientapp[server_round]["loss"] == pytest.approx(loss, abs=1e-6)
+            accuracy = plain.evaluate_metrics_clientapp[server_round]["accuracy"]
+            assert result.evaluate_metrics_clientapp[server_round]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+        assert [item.category for item in seen.summaries] == ["train", "evaluate"] * rounds
+        assert {outcome.fate for item in seen.summaries for outcome in item.outcomes.values()} == {Fate.COUNTED}
+        assert len({item.round_id for item in seen.summaries}) == 2 * rounds
+        assert seen.passed == [[*GROUP, *ROUND], *[ROUND] * (2 * rounds - 1)]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_later_exchanges_are_as_near_as_their_bits_allow_and_not_much_nearer(bits: int) -> None:
+    inner, authority = make_grid(trainers=dict.fromkeys(range(1, 6), alike))
+    grid, _ = secure(inner, authority, replace(CONFIG, bits=bits, feedback=False))
+    zeros: dict[str, np.ndarray[Any, Any]] = {"w": np.zeros(2000, np.float32), "b": np.zeros((30, 10), np.float64)}
+    batch = messages(arrays=ArrayRecord({name: Array(value) for name, value in zeros.items()}))
+    plain = make_grid(5, policy=PLAIN, trainers=dict.fromkeys(range(1, 6), alike))[0].send_and_receive(batch)
+    contents = [numpy_arrays(reply.content) for reply in plain]
+    grid.send_and_receive(batch)
+    for _ in range(3):
+        bounds = rounding_bounds(grid.settings("train"), zeros, 5, {1, 2, 3, 4, 5})
+        (reply,) = grid.send_and_receive(batch)
+        for name, value in numpy_arrays(reply.content).items():
+            mean = np.mean([one[name].astype(np.float64) for one in contents], axis=0)
+            assert bounds[name] / 50 < np.linalg.norm(value - mean) < bounds[name] + 1e-6, name
+
+
+def alike(message: Message, context: Context) -> Message:
+    """Changes of about the same size on all devices, which weigh the same; in one array much smaller than in the other."""
+    rng = np.random.default_rng(context.node_id)
+    sizes = {"w": 1.0, "b": 1e-4}
+    arrays = numpy_arrays(message.content)
+    new = {n: Array(np.asarray(rng.standard_normal(v.shape) * sizes[n], v.dtype)) for n, v in arrays.items()}
+    metrics = MetricRecord({"num-examples": 30, "loss": 1.0})
+    return reply_with(message, RecordDict({"arrays": ArrayRecord(new), "metrics": metrics}))
+
+
+def test_the_bytes_of_a_vector_are_those_of_the_formula_and_no_more() -> None:
+    inner, authority = make_grid()
+    grid, _ = secure(inner, authority)
+    arrays = ArrayRecord({"w": Array(np.zeros(100_000, np.float32))})
+    for _ in range(2):
+        grid.send_and_receive(messages(arrays=arrays))
+    first, second = (
+        next(iter(decode_records(blob).array_records[VECTOR_RECORD].values())).data
+        for node, phase, blob in inner.sent
+        if (node, phase) == (1, "masked")
     )
-    assert len({item.round_id for item in seen.summaries}) == 4
+    exact = 3 + 1 + 1  # count, weight, clipped, one array's size, one metric
+    assert len(first) == packed_size(100_000 + 2 * exact, 32)
+    assert len(second) == packed_size(100_000 + 4 * exact, 8 + 3)
+    assert len(second) < 0.35 * 4 * 100_000
 
 
 def test_a_train_exchange_comes_back_as_one_reply_with_the_mean_and_the_total_weight() -> None:
@@ -81,7 +143,7 @@ def test_a_train_exchange_comes_back_as_one_reply_with_the_mean_and_the_total_we
     assert reply.metadata.src_node_id == 0
     assert seen.fates == dict.fromkeys(range(1, 6), "counted")
     assert seen.summaries[0].total_weight == 150
-    assert [str(phase) for phase, _ in seen.phases] == ["keys", "shares", "masked", "unmasked"]
+    assert [str(phase) for phase, _ in seen.phases] == [*GROUP, *ROUND]
 
 
 def test_integer_arrays_come_back_as_integers_nearest_the_mean() -> None:
@@ -121,15 +183,35 @@ def test_the_rest_of_a_grid_is_the_inner_one() -> None:
 
 def test_flower_weakness_metrics_and_counts_in_clear_here_a_reply_holds_one_masked_vector() -> None:
     inner, authority = make_grid()
-    secure(inner, authority)[0].send_and_receive(messages(), timeout=60)
+    grid, _ = secure(inner, authority)
+    schema = grid.settings("train").schema(5, START, bytes(32))
+    grid.send_and_receive(messages(), timeout=60)
     masked = {node: decode_records(blob) for node, phase, blob in inner.sent if phase == "masked"}
     assert set(masked) == {1, 2, 3, 4, 5}
     for content in masked.values():
         assert set(content) == {RECORD, VECTOR_RECORD}
-        assert set(content[RECORD]) == {"phase", "round_id"}
+        assert set(content[RECORD]) == {"phase"}
         (vector,) = content.array_records[VECTOR_RECORD].values()
-        assert (vector.dtype, vector.stype) == ("uint32", WORDS_TYPE)
-        assert len(vector.data) == 4 * (2 + 1 + sum(value.size for value in START.values()))
+        assert (vector.dtype, vector.stype) == ("uint8", PACKED_TYPE)
+        assert len(vector.data) == schema.bytes_on_the_wire
+
+
+def test_no_reply_of_a_later_exchange_says_more_than_its_masked_vector() -> None:
+    """Not even the same bytes twice: what is not masked is a key, a tag or a share of that round alone."""
+    inner, authority = make_grid()
+    grid, _ = secure(inner, authority)
+    for _ in range(2):
+        grid.send_and_receive(messages(), timeout=60)
+    later = [decode_records(blob) for _, _, blob in inner.sent[-15:]]
+    fields = {name for content in later for name in content[RECORD]}
+    assert fields == {"phase", "sender", "tag_seats", "tags", "seed", "pairs_with", "pairs"}
+    assert all(set(content) <= {RECORD, VECTOR_RECORD} for content in later)
+    tags = [content[RECORD]["tags"] for content in map(decode, inner.sent) if "tags" in content[RECORD]]
+    assert len(set(tags)) == len(tags) == 10
+
+
+def decode(sent: tuple[int, str, bytes]) -> RecordDict:
+    return decode_records(sent[2])
 
 
 def test_an_undeclared_metric_stays_on_the_device() -> None:
@@ -149,10 +231,11 @@ def test_nothing_but_the_masked_phase_carries_the_model_or_reaches_the_app() -> 
     inner, authority = make_grid(3, trainers=dict.fromkeys((1, 2, 3), counting))
     requests: list[tuple[str, list[str]]] = []
     for node in (1, 2, 3):
-        for phase in ("keys", "shares", "masked", "unmasked"):
+        for phase in (*GROUP, *ROUND):
             inner.faults[node, phase] = spying(inner, requests)
     secure(inner, authority)[0].send_and_receive(messages(3))
     assert calls == [["arrays", "config"]] * 3
+    assert {phase for phase, _ in requests} == {*GROUP, *ROUND}
     assert {phase for phase, names in requests if "arrays" in names} == {"masked"}
 
 
@@ -222,8 +305,8 @@ def test_train_messages_cannot_be_pushed_past_the_masks() -> None:
     assert inner.pushed == []
 
 
-def test_a_change_of_schema_between_keys_and_training_is_refused_by_the_device() -> None:
-    """A server that shows other arrays, or other settings, than the devices signed for gets no vector."""
+def test_another_schema_for_one_device_is_refused_by_it() -> None:
+    """A server that shows other settings than it says that all were shown gets no vector."""
     inner, authority = make_grid(3)
 
     def other(message: Message) -> Message:
@@ -234,7 +317,7 @@ def test_a_change_of_schema_between_keys_and_training_is_refused_by_the_device()
     grid, seen = secure(inner, authority)
     with pytest.raises(RoundAborted):
         grid.send_and_receive(messages(3))
-    assert "not those its keys were made for" in seen.reason(1)
+    assert "not those that the others were given" in seen.reason(1)
     assert seen.fates[1] == "rejected"
 
 
@@ -246,12 +329,20 @@ def test_the_phases_share_the_time_given() -> None:
     inner, authority = make_grid(3)
     for node in (1, 2, 3):
         inner.faults[node, "masked"] = spending(inner, clock, 20)
-    config = SecureConfig(timeouts=Timeouts(keys_s=5, shares_s=5, masked_s=3600, unmasked_s=10))
-    SecureGrid(inner, config, authority, clock=clock).send_and_receive(messages(3), timeout=100)
-    assert inner.budgets == [5, 5, 90, 10]
+    inner.faults[2, "unmasked"] = silent
+    config = SecureConfig(timeouts=Timeouts(before_s=5, masked_s=3600, after_s=10), rates=Rates(0, 0))
+    grid = SecureGrid(inner, config, authority, clock=clock)
+    assert_times(inner, grid, 100, [5, 5, 70, 10, 10, 10])
+    del inner.faults[2, "unmasked"]
+    assert_times(inner, grid, 100, [5, 5, 70, 10, 10])
+    assert_times(inner, grid, 100, [70, 10, 10])
+    assert_times(inner, grid, None, [3600, 10, 10])
+
+
+def assert_times(inner: AppGrid, grid: SecureGrid, timeout: float | None, expected: list[float]) -> None:
     inner.budgets.clear()
-    SecureGrid(inner, config, authority, clock=clock).send_and_receive(messages(3), timeout=None)
-    assert inner.budgets == [5, 5, 3600, 10]
+    grid.send_and_receive(messages(3), timeout=timeout)
+    assert inner.budgets == expected
 
 
 def spending(grid: AppGrid, clock: ManualClock, seconds: float) -> Fault:
@@ -267,7 +358,7 @@ def test_an_exchange_that_runs_out_of_time_aborts() -> None:
     inner, authority = make_grid(3)
     inner.faults[3, "masked"] = spending(inner, clock, 101)
     seen = Recorder()
-    with pytest.raises(RoundAborted, match="ran out of time before the phase unmasked"):
+    with pytest.raises(RoundAborted, match="ran out of time before the phase confirmed"):
         SecureGrid(inner, CONFIG, authority, observer=seen, clock=clock).send_and_receive(messages(3), timeout=100)
     assert seen.fates == dict.fromkeys((1, 2, 3), "abandoned")
 

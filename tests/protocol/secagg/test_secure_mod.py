@@ -1,5 +1,7 @@
 """The mod by itself: what it lets through, what it refuses, and what it leaves in the context."""
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,14 +10,17 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import context_from_proto, context_to_proto
 
 from coordinator.rounds.secure_grid import SecureGrid
-from edge_agent.secure_mod import ModPolicy, make_secure_mod
-from shared.flower import REFUSED, new_message
+from edge_agent.secure_mod import GROUP, ModPolicy, make_secure_mod
+from shared.errors import RoundAborted
+from shared.flower import REFUSED, new_message, with_content
 from shared.secagg.fields import HiddenBytes
+from shared.secagg.graph import Rates
 from shared.secagg.messages import RECORD
+from shared.secagg.terms import GroupTerms
 from shared.signing.certificates import Authority as Certificates
 from shared.signing.certificates import generate_key, make_csr
 from shared.signing.identity import DeviceIdentity, FleetVerifier
-from tests.protocol.secagg.appgrid import RUN_ID, AppGrid, Fault, Recorder, make_grid, start_arrays, train
+from tests.protocol.secagg.appgrid import RUN_ID, AppGrid, Fault, Recorder, make_grid, silent, start_arrays, train
 from tests.protocol.secagg.exchanges import CONFIG, assert_mean_of, messages
 from tests.protocol.secagg.kit import Authority
 
@@ -45,15 +50,32 @@ def test_a_query_always_passes() -> None:
     assert ask(make_grid(1)[0], 1, "query").has_content()
 
 
+TERMS = GroupTerms("g", 5, 8, Rates()).to_fields()
 BAD_RECORDS: dict[str, dict[str, Any]] = {
-    "no phase": {"round_id": "r"},
-    "an unknown phase": {"phase": "dance", "round_id": "r"},
-    "no round": {"phase": "keys"},
-    "keys without terms": {"phase": "keys", "round_id": "r"},
-    "shares for a round it never joined": {"phase": "shares", "round_id": "r"},
-    "training for a round it never joined": {"phase": "masked", "round_id": "r"},
-    "unmasking a round it never joined": {"phase": "unmasked", "round_id": "r", "seeds_of": [1], "keys_of": []},
-    "a version it does not speak": {"phase": "keys", "round_id": "r", "version": 2},
+    "no phase": {"group_id": "g"},
+    "an unknown phase": {"phase": "dance", "group_id": "g"},
+    "no group": {"phase": "keys"},
+    "keys without terms": {"phase": "keys", "group_id": "g"},
+    "keys without a seat": {"phase": "keys", **TERMS},
+    "a seat that the group does not have": {"phase": "keys", **TERMS, "index": 6},
+    "a version it does not speak": {"phase": "keys", **TERMS, "index": 1, "version": 2},
+    "a group too small to hide in": {"phase": "keys", **TERMS, "index": 1, "clients": 2},
+    "a group of which too few may remain": {"phase": "keys", **TERMS, "index": 1, "dropout": 0.5},
+    "a group laid out for more dropout than it allows": {"phase": "keys", **TERMS, "index": 1, "dropout": 0.6},
+    "a group laid out for less safety than it wants": {"phase": "keys", **TERMS, "index": 1, "security_bits": 30},
+    "rates that no group of five bears": {"phase": "keys", **TERMS, "index": 1, "corrupt": 0.9},
+    "keys for more rounds than there may be": {"phase": "keys", **TERMS, "index": 1, "rounds": 65},
+    "a coin for a group it never joined": {"phase": "coins", "group_id": "g"},
+    "shares for a group it never joined": {"phase": "shares", "group_id": "g"},
+    "training for a group it never joined": {"phase": "masked", "group_id": "g"},
+    "confirming in a group it never joined": {"phase": "confirmed", "group_id": "g", "counted": b"\xf8"},
+    "unmasking in a group it never joined": {"phase": "unmasked", "group_id": "g", "tag_seats": [1], "tags": bytes(16)},
+    "shares of others in a group it never joined": {
+        "phase": "recovered",
+        "group_id": "g",
+        "seeds_of": [1],
+        "keys_of": [],
+    },
 }
 
 
@@ -65,59 +87,154 @@ def test_a_message_with(fields: dict[str, Any]) -> None:
     assert list(grid.nodes[1].context.state) == []
 
 
-def test_the_context_holds_no_round_key_after_a_round() -> None:
-    inner, authority = make_grid()
-    SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
-    assert all(list(node.context.state) == [] for node in inner.nodes.values())
-
-
-def replaying(grid: AppGrid, replies: list[Message], copies: int = 1, **fields: Any) -> Fault:
-    """Deliver the request, then again (with `fields` changed); all answers are kept, the first is returned."""
+def replaying(grid: AppGrid, replies: list[Message], **fields: Any) -> Fault:
+    """Deliver the request, then again with `fields` changed; the second answer is kept, the first is returned."""
 
     def fault(message: Message) -> Message:
         first = grid.handle(message)
-        for _ in range(copies):
-            for name, value in fields.items():
-                message.content.config_records[RECORD][name] = value
-            replies.append(grid.handle(message))
+        state = grid.nodes[message.metadata.dst_node_id].context.state
+        before = dict(state.items())
+        message.content.config_records[RECORD].update(fields)
+        replies.append(grid.handle(message))
+        assert dict(state.items()) == before, "a refusal changes nothing"
         return first
 
     return fault
 
 
-@pytest.mark.parametrize("phase", ["keys", "shares", "masked", "unmasked"])
+@pytest.mark.parametrize("phase", ["keys", "shares", "masked", "confirmed", "unmasked", "recovered"])
 def test_a_phase_replayed_is_refused_and_the_round_goes_on(phase: str) -> None:
     inner, authority = make_grid()
     again: list[Message] = []
     inner.faults[2, phase] = replaying(inner, again)
+    inner.faults[3, "unmasked"] = silent
     (reply,) = SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
     assert_mean_of(reply.content, {1, 2, 3, 4, 5})
     assert [item.error.code for item in again] == [REFUSED]
+
+
+def tampering(grid: AppGrid, replies: list[Message], change: Callable[[dict[str, Any]], None]) -> Fault:
+    """Deliver a changed request first, keep the answer, then the one that was meant."""
+
+    def fault(message: Message) -> Message:
+        honest = dict(message.content.config_records[RECORD])
+        lie = dict(honest)
+        change(lie)
+        content = RecordDict(dict(message.content.items()))
+        content[RECORD] = ConfigRecord(lie)
+        state = grid.nodes[message.metadata.dst_node_id].context.state
+        before = dict(state.items())
+        replies.append(grid.handle(with_content(message, content)))
+        assert dict(state.items()) == before, "a refusal changes nothing"
+        return grid.handle(message)
+
+    return fault
+
+
+def other_key(record: dict[str, Any]) -> None:
+    """A key that the server made itself, in place of a neighbour's."""
+    record["publics"] = [os.urandom(32), *record["publics"][1:]]
+
+
+def fewer_tags(record: dict[str, Any]) -> None:
+    record["tag_seats"], record["tags"] = record["tag_seats"][:1], record["tags"][:16]
+
+
+def cut(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(record: dict[str, Any]) -> None:
+        record[name] = record[name][:-1]
+
+    return change
+
+
+def put(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: record.update(fields)
+
+
+LIES: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
+    "another neighbour's key": ("shares", other_key, "the signature is false"),
+    "a neighbour less": ("shares", cut("indices"), "different lengths"),
+    "coins that nobody tossed": ("shares", put(coin_seats=[1], coins=bytes(32)), "coins that nobody needs"),
+    "letters of half a device": ("masked", cut("boxes"), "different lengths"),
+    "letters of too few": ("masked", put(peers=[], boxes=[]), "neighbours dealt shares"),
+    "letters of a stranger": ("masked", put(peers=[99], boxes=[b""]), "not from this group's neighbours"),
+    "a round of too few": ("masked", put(present=b"\xc0"), "only 2 clients take part"),
+    "another vector's layout": ("masked", put(max_weight=99), "not those that the others were given"),
+    "settings that are none": ("masked", put(float_range=-1.0), "positive and finite"),
+    "terms of no round": ("masked", put(number="one"), "a valid 'number'"),
+    "itself as one that dropped": ("confirmed", put(counted=b"\xb8"), "calls this client dropped"),
+    "too few that are counted": ("confirmed", put(counted=b"\xe0"), "only 3 clients are counted"),
+    "more counted than there are": ("confirmed", put(counted=b"\xff"), "not as long as the group"),
+    "tags of too few": ("unmasked", fewer_tags, "2 witnesses confirm who is counted"),
+    "tags that are false": ("unmasked", put(tags=bytes(64)), "1 witnesses confirm who is counted"),
+    "tags of half": ("unmasked", cut("tags"), "not rows of 16"),
+    "a wish for both shares of one device": ("recovered", put(keys_of=[3]), "both share kinds"),
+    "a wish for the key of one that is counted": ("recovered", put(seeds_of=[], keys_of=[3]), "another kind"),
+    "a wish for the device's own shares": ("recovered", put(seeds_of=[2]), "does not hold"),
+    "a wish for shares of a stranger": ("recovered", put(seeds_of=[9]), "another kind"),
+}
+
+
+@pytest.mark.parametrize(("phase", "lie", "reason"), LIES.values(), ids=LIES)
+def test_a_server_that_sends(phase: str, lie: Callable[[dict[str, Any]], None], reason: str) -> None:
+    """… is refused, nothing changes, and the message that was meant is still answered."""
+    inner, authority = make_grid()
+    refused: list[Message] = []
+    inner.faults[2, phase] = tampering(inner, refused, lie)
+    inner.faults[3, "unmasked"] = silent
+    (reply,) = SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
+    assert [item.error.code for item in refused] == [REFUSED]
+    assert reason in str(refused[0].error.reason)
+    assert_mean_of(reply.content, {1, 2, 3, 4, 5})
+
+
+@pytest.mark.parametrize("fooled", [(1, 2), (1, 2, 3)], ids=["two of five", "three of five"])
+def test_of_two_stories_about_who_is_counted_one_at_most_is_believed(fooled: tuple[int, ...]) -> None:
+    """A server that tells some that device 5 dropped, and the others that it did not, wants both kinds of its secrets."""
+    inner, authority = make_grid()
+    for node in fooled:
+        inner.faults[node, "confirmed"] = telling(inner, b"\xf0")
+    seen = Recorder()
+    grid = SecureGrid(inner, CONFIG, authority, observer=seen)
+    if len(fooled) == 2:
+        (reply,) = grid.send_and_receive(messages())
+        assert_mean_of(reply.content, {1, 2, 3, 4, 5})
+    else:
+        with pytest.raises(RoundAborted):
+            grid.send_and_receive(messages())
+    believing = {3, 4, 5} if len(fooled) == 2 else {1, 2, 3}
+    assert {node for node, phase, _ in inner.sent if phase in ("unmasked", "recovered")} == believing
+    for node in set(inner.nodes) - believing:
+        assert "2 witnesses confirm who is counted; this device wants 3" in seen.reason(node)
+
+
+def telling(grid: AppGrid, counted: bytes) -> Fault:
+    def fault(message: Message) -> Message:
+        message.content.config_records[RECORD]["counted"] = counted
+        reply = grid.handle(message)
+        record: dict[str, Any] = reply.content.config_records[RECORD]  # type: ignore[assignment]
+        record["tag_seats"], record["tags"] = [*record["tag_seats"], 5], record["tags"] + bytes(16)
+        return reply
+
+    return fault
+
+
+def test_a_device_confirms_one_set_and_never_another() -> None:
+    inner, authority = make_grid()
+    again: list[Message] = []
+    inner.faults[2, "confirmed"] = replaying(inner, again, counted=b"\x78")
+    (reply,) = SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
+    assert [item.error.code for item in again] == [REFUSED]
+    assert_mean_of(reply.content, {1, 2, 3, 4, 5})
 
 
 def test_two_share_kinds_for_one_peer_are_never_had_by_asking_twice() -> None:
     inner, authority = make_grid()
     again: list[Message] = []
-    inner.faults[2, "unmasked"] = replaying(inner, again, seeds_of=[1, 2, 3, 4], keys_of=[5])
+    inner.faults[3, "unmasked"] = silent
+    inner.faults[2, "recovered"] = replaying(inner, again, seeds_of=[], keys_of=[3])
     SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
     assert [item.error.code for item in again] == [REFUSED]
-
-
-def test_an_unmask_request_for_both_kinds_is_refused_and_a_right_one_still_answered() -> None:
-    inner, authority = make_grid()
-    refused: list[Message] = []
-
-    def greedy(message: Message) -> Message:
-        honest = dict(message.content.config_records[RECORD])
-        message.content.config_records[RECORD]["keys_of"] = [5]
-        refused.append(inner.handle(message))
-        message.content[RECORD] = ConfigRecord(honest)
-        return inner.handle(message)
-
-    inner.faults[2, "unmasked"] = greedy
-    (reply,) = SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
-    assert "both share kinds" in str(refused[0].error.reason)
-    assert_mean_of(reply.content, {1, 2, 3, 4, 5})
 
 
 def test_rounds_may_overlap_on_one_device() -> None:
@@ -152,53 +269,73 @@ def test_a_round_survives_a_process_for_each_message() -> None:
     assert_mean_of(reply.content, {1, 2, 3, 4, 5})
 
 
+SECRETS = ("private", "coin", "letters", "seeds", "pairs", "shares", "to_them", "from_them")
+
+
 def test_keys_at_rest_in_the_context_do_not_show() -> None:
     inner, authority = make_grid()
     shown: list[str] = []
-    secrets: list[bytes] = []
+    secrets: dict[str, list[bytes]] = {}
 
     def looking(message: Message) -> Message:
         reply = inner.handle(message)
         state = inner.nodes[2].context.state
         shown.append(f"{inner.nodes[2].context!r} {state!r} {state}")
         for record in state.config_records.values():
-            for name in ("secrets", "key_shares", "seed_shares"):
-                secrets.extend(record[name])  # type: ignore[arg-type]
+            for name in set(SECRETS) & set(record):
+                found = record[name]
+                secrets.setdefault(name, []).extend(found if isinstance(found, list) else [found])  # type: ignore[arg-type, list-item]
         return reply
 
-    for phase in ("keys", "shares", "masked", "unmasked"):
+    for phase in ("keys", "shares", "masked", "confirmed", "unmasked", "recovered"):
         inner.faults[2, phase] = looking
+    inner.faults[3, "unmasked"] = silent
     SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
-    assert len(shown) == 4
-    assert secrets
-    assert {type(secret) for secret in secrets} == {HiddenBytes}
-    for secret in map(bytes, secrets):
-        assert not any(repr(secret)[2:-1] in text for text in shown)
+    assert len(shown) == 6
+    assert set(secrets) == set(SECRETS)
+    for secret in (item for found in secrets.values() for item in found):
+        assert type(secret) is HiddenBytes
+        assert not secret or not any(repr(bytes(secret))[2:-1] in text for text in shown)
 
 
-def test_rounds_that_were_begun_and_left_are_forgotten_one_by_one() -> None:
-    inner, authority = make_grid(policy=ModPolicy(kept_rounds=3))
+def test_groups_that_were_begun_and_left_are_forgotten_one_by_one() -> None:
+    inner, authority = make_grid(policy=ModPolicy(kept_groups=3))
     for node in inner.nodes:
-        inner.faults[node, "shares"] = lambda message: None
+        inner.faults[node, "shares"] = silent
     for _ in range(5):
-        with pytest.raises(Exception, match="are needed"):
-            SecureGrid(inner, CONFIG, authority, observer=Recorder()).send_and_receive(messages())
+        with pytest.raises(RoundAborted, match="are needed"):
+            SecureGrid(inner, CONFIG, authority).send_and_receive(messages())
     assert [len(node.context.state) for node in inner.nodes.values()] == [3] * 5
 
 
 def test_other_state_of_the_app_is_left_alone() -> None:
-    inner, authority = make_grid(3, policy=ModPolicy(kept_rounds=1))
+    inner, authority = make_grid(3, policy=ModPolicy(kept_groups=1))
     for node in inner.nodes.values():
         node.context.state["mine"] = ConfigRecord({"kept": 1})
     for _ in range(3):
         SecureGrid(inner, CONFIG, authority).send_and_receive(messages(3))
-    assert all(list(node.context.state) == ["mine"] for node in inner.nodes.values())
+    for node in inner.nodes.values():
+        assert node.context.state["mine"] == {"kept": 1}
+        assert len([name for name in node.context.state if name.startswith(GROUP)]) == 1
 
 
-def test_damaged_state_in_the_context_is_refused() -> None:
+def test_the_app_is_not_shown_the_record_of_the_protocol() -> None:
+    shown: list[set[str]] = []
+
+    def looking(message: Message, context: Context) -> Message:
+        shown.append(set(message.content))
+        return train(message, context)
+
+    inner, authority = make_grid(3, trainers=dict.fromkeys((1, 2, 3), looking))
+    SecureGrid(inner, CONFIG, authority).send_and_receive(messages(3))
+    assert shown == [{"arrays", "config"}] * 3
+
+
+@pytest.mark.parametrize("phase", ["coins", "shares", "masked", "confirmed", "unmasked", "recovered"])
+def test_damaged_state_in_the_context_is_refused(phase: str) -> None:
     inner, _ = make_grid(1)
-    inner.nodes[1].context.state[f"{RECORD}.r"] = ConfigRecord({"state": "advertised"})
-    assert ask(inner, 1, phase="shares", round_id="r").error.code == REFUSED
+    inner.nodes[1].context.state[f"{GROUP}g"] = ConfigRecord({"state": "advertised"})
+    assert ask(inner, 1, phase=phase, group_id="g").error.code == REFUSED
 
 
 def test_a_record_of_the_wrong_kind_is_refused() -> None:

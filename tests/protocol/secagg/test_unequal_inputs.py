@@ -1,8 +1,6 @@
 """A coordinator that gives devices different things to train on, to tell one device's change from the others' (Pasquini et al.)."""
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_agent.secure_mod import make_secure_mod
-from shared.errors import RoundAborted, SignatureInvalid, Unsupported
-from shared.secagg.client import Client
-from shared.secagg.messages import RECORD, Roster
-from tests.protocol.secagg.appgrid import AppGrid, evaluate, make_grid, train
+from shared.errors import RoundAborted, Unsupported
+from shared.flower import inputs_digest
+from shared.secagg.messages import RECORD
+from tests.protocol.secagg.appgrid import AppGrid, Fault, evaluate, make_grid, train
 from tests.protocol.secagg.exchanges import assert_mean_of, messages, secure
-from tests.protocol.secagg.kit import Round
 
 VICTIM = 1
 
@@ -65,6 +62,19 @@ def giving(grid: AppGrid, lie: Callable[[RecordDict], None], nodes: set[int]) ->
         grid.faults[node, "masked"] = fault
 
 
+def agreeing(grid: AppGrid, lie: Callable[[RecordDict], None]) -> Fault:
+    """Something else, and the digest that goes with it."""
+
+    def fault(message: Message) -> Message:
+        lie(message.content)
+        inputs = RecordDict({name: record for name, record in message.content.items() if name != RECORD})
+        digest = inputs_digest(inputs, message_type=message.metadata.message_type, client_app="")
+        message.content.config_records[RECORD]["inputs_digest"] = digest
+        return grid.handle(message)
+
+    return fault
+
+
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_all_but_one_device_are_given(lie: Callable[[RecordDict], None]) -> None:
     """… and there is no sum from which the one device's change could be read: the others mask nothing."""
@@ -105,33 +115,34 @@ def test_measuring_too_is_refused_with_another_model() -> None:
     assert seen.fates[2] == "rejected"
 
 
-def test_a_device_that_signed_for_another_model_does_not_get_into_the_group() -> None:
+@pytest.mark.parametrize("earlier", [0, 1], ids=["in the first round", "in a later round"])
+def test_a_device_that_masks_for_another_model_is_not_believed_and_believes_nobody(earlier: int) -> None:
+    """The server tells it that this is what all were given, so it trains; its masks then are no one else's."""
     inner, authority = make_grid()
-
-    def other_terms(message: Message) -> Message:
-        message.content.config_records[RECORD]["inputs_digest"] = "0" * 64
-        return inner.handle(message)
-
-    inner.faults[2, "keys"] = other_terms
     grid, seen = secure(inner, authority)
-    (reply,) = grid.send_and_receive(messages())
-    assert seen.fates[2] == "rejected"
-    assert "signature" in seen.reason(2)
-    assert_mean_of(reply.content, {1, 3, 4, 5})
+    for _ in range(earlier):
+        grid.send_and_receive(messages())
+
+    inner.faults[VICTIM, "masked"] = agreeing(inner, zeros)
+    with pytest.raises(RoundAborted, match="masks did not cancel"):
+        grid.send_and_receive(messages())
+    assert "masked" in {phase for node, phase, _ in inner.sent if node == VICTIM}, "it did mask"
+    assert "unmasked" not in {phase for node, phase, _ in inner.sent[-20:] if node == VICTIM}
+    assert seen.reason(VICTIM) == "unmasked: 1 witnesses confirm who is counted; this device wants 3"
+    assert seen.fates == dict.fromkeys(range(1, 6), "abandoned")
 
 
-def test_devices_refuse_a_group_some_of_whom_signed_for_another_model() -> None:
-    """Whatever a server lets pass: each device checks everybody's signature against what it agreed to itself."""
-    group = Round(4, 3)
-    other = replace(group.terms, inputs_digest="2" * 64)
-    clients, adverts = {}, []
-    for index, identity in group.identities.items():
-        terms = group.terms if index == VICTIM else other
-        clients[index], advert = Client(terms, index, group.policy).advertise(identity, os.urandom)
-        adverts.append(advert)
-    for client in clients.values():
-        with pytest.raises(SignatureInvalid):
-            client.share(Roster(tuple(adverts)), group.verifier, os.urandom)
+def test_half_the_devices_with_another_model_do_not_unmask_each_other() -> None:
+    inner, authority = make_grid(6)
+    grid, seen = secure(inner, authority)
+
+    for node in (4, 5, 6):
+        inner.faults[node, "masked"] = agreeing(inner, no_learning)
+    with pytest.raises(RoundAborted):
+        grid.send_and_receive(messages(6))
+    assert {phase for _, phase, _ in inner.sent} == {"keys", "shares", "masked", "confirmed"}
+    for node in inner.nodes:
+        assert seen.reason(node) == "unmasked: 3 witnesses confirm who is counted; this device wants 4"
 
 
 def test_an_app_that_learns_nothing_in_place_of_the_rounds_app_is_refused() -> None:

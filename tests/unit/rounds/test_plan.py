@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.rounds.plan import JobSpec, Prune, Selection
+from coordinator.rounds.plan import JobSpec, Prune, Secure, Selection
 from shared.errors import ConfigError
+from shared.secagg.graph import Rates
+from shared.secagg.policy import Policy as DevicePolicy
+from shared.secagg.terms import GroupTerms
 
 TOP = 'name = "nightly"\nmodel = "digits"\nclient_app = "image-classifier"\nrounds = 8\n'
 SECURE = TOP + "[selection]\nmin_devices = 8\n"
@@ -34,7 +37,11 @@ grace_s = 5
 round_timeout_s = 60
 max_attempts = 2
 [secure]
-threshold = 0.75
+dropout = 0.3
+corrupt = 0.1
+bits = 6
+error_feedback = false
+key_rounds = 4
 clip_range = 2.5
 max_weight = 5000
 [train]
@@ -58,6 +65,8 @@ notes = "nightly"
     assert spec.train == {"epochs": 1, "lr": 0.05, "qat": True, "replay-size": 100}
     assert (spec.prune_after(4), spec.prune_after(5)) == (Prune(4, 0.3), None)
     assert [number for number in range(1, 9) if spec.evaluate.due(number)] == [2, 4, 6, 8]
+    assert spec.secure.rates == Rates(0.3, 0.1)
+    assert (spec.secure.bits, spec.secure.error_feedback, spec.secure.key_rounds) == (6, False, 4)
     assert (spec.closing.timeout_s, spec.closing.quantile, spec.closing.grace_s) == (60.0, 0.9, 5.0)
 
 
@@ -75,10 +84,21 @@ def test_an_app_that_is_not_known_shares_no_metrics_unless_the_job_names_them() 
     assert named.secret_metrics == {"loss": 9.0}
 
 
-def test_a_secret_sum_waits_for_its_threshold_whatever_the_quorum_is() -> None:
-    assert JobSpec.parse(SECURE + "quorum = 0.1\n").closing.quorum == pytest.approx(2 / 3)
+def test_a_secret_sum_waits_for_all_that_may_not_drop_whatever_the_quorum_is() -> None:
+    assert JobSpec.parse(SECURE + "quorum = 0.1\n").closing.quorum == pytest.approx(0.75)
+    assert JobSpec.parse(SECURE + "quorum = 0.1\n[secure]\ndropout = 0.4\n").closing.quorum == pytest.approx(0.6)
     assert JobSpec.parse(SECURE + "quorum = 0.9\n").closing.quorum == pytest.approx(0.9)
     assert JobSpec.parse(SECURE + "quorum = 0.1\n[secure]\nenabled = false\n").closing.quorum == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("devices", range(3, 60))
+def test_what_a_job_may_lose_by_default_is_borne_by_any_number_of_devices_and_its_devices_accept_it(
+    devices: int,
+) -> None:
+    spec = JobSpec.parse(TOP + f"[selection]\nmin_devices = {devices}\n")
+    terms = GroupTerms("g", devices, spec.secure.key_rounds, spec.secure.rates)
+    DevicePolicy().check(terms)
+    assert terms.fewest >= max(3, 0.75 * devices)
 
 
 IMPOSSIBLE: dict[str, tuple[str, str]] = {
@@ -102,7 +122,23 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "a negative grace": (SECURE + "grace_s = -1.0\n", "job.selection"),
     "no attempts": (SECURE + "max_attempts = 0\n", "job.selection"),
     "a negative over-provision": (SECURE + "over_provision = -0.1\n", "job.selection"),
-    "a threshold below half": (SECURE + "[secure]\nthreshold = 0.4\n", "job.secure"),
+    "a key of an older version": (SECURE + "[secure]\nthreshold = 0.75\n", "unknown key threshold"),
+    "half that may drop out": (SECURE + "[secure]\ndropout = 0.5\n", "job.secure: dropout and corrupt are shares"),
+    "less than none that may drop out": (SECURE + "[secure]\ndropout = -0.1\n", "job.secure"),
+    "dropout that is NaN": (SECURE + "[secure]\ndropout = nan\n", "job.secure"),
+    "half that are corrupt": (SECURE + "[secure]\ncorrupt = 0.5\n", "job.secure"),
+    "five bits": (SECURE + "[secure]\nbits = 5\n", "job.secure: bits is one of 4, 6, 8, 12, 16"),
+    "bits as text": (SECURE + '[secure]\nbits = "8"\n', "job.secure.bits"),
+    "keys for no round": (SECURE + "[secure]\nkey_rounds = 0\n", "key_rounds from 1 to 64"),
+    "keys for too many rounds": (SECURE + "[secure]\nkey_rounds = 65\n", "key_rounds from 1 to 64"),
+    "rates that a round of min_devices does not bear": (
+        SECURE + "[secure]\ndropout = 0.4\ncorrupt = 0.4\n",
+        "job: of 8 clients, 3 may drop out and 3 may be corrupt: too many",
+    ),
+    "rates that three devices do not bear": (
+        TOP + "[selection]\nmin_devices = 3\n[secure]\ndropout = 0.34\n",
+        "of 3 clients, 1 may drop out",
+    ),
     "a clip range of zero": (SECURE + "[secure]\nclip_range = 0.0\n", "job.secure"),
     "a metric without a range": (SECURE + "[secure]\nmetrics = { loss = 0.0 }\n", "job.secure"),
     "a secret sum over two": (TOP + "[selection]\nmin_devices = 2\n", "at least 3"),
@@ -172,10 +208,11 @@ def test_the_settings_of_an_app_that_is_not_ours_are_its_own_affair() -> None:
 
 
 def test_a_job_of_an_older_version_is_read_though_it_would_be_refused_now() -> None:
-    text = SECURE + "[train]\nlearning_rate = 0.1\nserver_round = 1\n"
+    text = SECURE + "[train]\nlearning_rate = 0.1\nserver_round = 1\n[secure]\nthreshold = 0.9\nmax_weight = 7\n"
     spec = JobSpec.accepted(text)
     assert spec.train == {"learning_rate": 0.1, "server_round": 1}
     assert spec.app_config == {}, "the app would refuse both, and the job has begun"
+    assert spec.secure == Secure(max_weight=7)
 
 
 @given(st.integers(1, 1000), st.integers(0, 2000), st.floats(0.01, 1.0), st.floats(0.0, 3.0), st.floats(0.01, 1.0))

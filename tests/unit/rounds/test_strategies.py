@@ -10,10 +10,11 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 
 from coordinator.rounds.plan import JobSpec
-from coordinator.rounds.strategies import NAMES, build, load_state, restore_dtypes, save_state
+from coordinator.rounds.strategies import NAMES, build, load_state, restore_dtypes, save_state, secure_config
 from shared.client_apps import BUILT_IN, read_settings
 from shared.errors import ConfigError, Unsupported
 from shared.flower import assume_identity, new_message, reply_with, to_numpy
+from shared.secagg.graph import Rates
 from tests.protocol.secagg.appgrid import AppGrid, Node
 
 MEMORY = {"fedavgm": "server_momentum = 0.9", "fedadam": "eta = 0.2", "fedyogi": "eta = 0.2", "fedadagrad": "eta = 0.2"}
@@ -148,3 +149,41 @@ def test_a_strategy_that_needs_single_updates_is_refused_with_secure_aggregation
     with pytest.raises(Unsupported, match="Krum cannot run"):
         build(spec("krum", secure=True))
     assert isinstance(build(spec("fedyogi", secure=True)), flower.FedYogi)
+
+
+def test_a_jobs_secure_section_is_the_grids_configuration() -> None:
+    made = secure_config(JobSpec.parse(SECURE_JOB))
+    assert (made.rates, made.bits, made.feedback, made.clip_range) == (Rates(0.3, 0.1), 6, False, 2.5)
+    assert (made.min_clients, made.max_weight, made.train_metrics) == (3, 5000, {"loss": (0.0, 9.0)})
+    assert made.evaluate_metrics == {"accuracy": (0.0, 1.0)}
+
+
+SECURE_JOB = """
+name = "x"
+client_app = "mine"
+rounds = 3
+start = { arrays_file = "/x" }
+selection = { min_devices = 10 }
+[secure]
+dropout = 0.3
+corrupt = 0.1
+bits = 6
+error_feedback = false
+clip_range = 2.5
+max_weight = 5000
+metrics = { loss = 9.0 }
+[evaluate]
+every = 2
+metrics = { accuracy = 1.0 }
+"""
+KEYS = {(3, 2, 8): 6, (3, 0, 8): 3, (100, 0, 8): 8, (100, 1, 12): 12, (1, 0, 8): 1}
+
+
+@pytest.mark.parametrize(("rounds", "every", "key_rounds"), KEYS)
+def test_no_more_keys_are_made_than_a_job_has_exchanges(rounds: int, every: int, key_rounds: int) -> None:
+    """Each of its rounds trains, and measures too if the job measures at all."""
+    job = JobSpec.parse(
+        f'name = "x"\nclient_app = "mine"\nrounds = {rounds}\nstart = {{ arrays_file = "/x" }}\n'
+        f"selection = {{ min_devices = 3 }}\nsecure = {{ key_rounds = {key_rounds} }}\nevaluate = {{ every = {every} }}\n"
+    )
+    assert secure_config(job).group_rounds == KEYS[rounds, every, key_rounds]

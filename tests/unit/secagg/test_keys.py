@@ -1,4 +1,4 @@
-"""Known answers (RFC 7748, RFC 5869) and what a key must never do."""
+"""Known answers (RFC 7748, RFC 5869, RFC 4231) and what a key must never do."""
 
 import os
 
@@ -15,15 +15,21 @@ from shared.secagg.keys import (
     UnsignedIdentity,
     UnsignedVerifier,
     bind,
-    hkdf,
-    pair_mask_key,
+    digest,
+    expand,
+    extract,
+    is_tag,
+    letter_key,
+    mask_keys,
+    mask_secret,
+    pair_root,
     seal,
-    self_mask_key,
-    share_key,
+    tag,
     unseal,
+    witness_key,
 )
 
-TERMS = b"t" * 32
+BINDING = b"g" * 32
 ALICE = "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"
 ALICE_PUBLIC = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
 BOB = "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"
@@ -49,15 +55,30 @@ def test_x25519_agrees_with_rfc_7748_section_5_2() -> None:
     assert pair.agree(point) == from_hex("c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552")
 
 
+def test_many_agreements_are_those_made_one_by_one() -> None:
+    own, peers = KeyPair.generate(os.urandom), [KeyPair.generate(os.urandom).public for _ in range(4)]
+    assert own.agreements(peers) == [own.agree(peer) for peer in peers]
+
+
 def test_hkdf_agrees_with_rfc_5869_case_1() -> None:
-    made = hkdf(
-        Secret(b"\x0b" * 22),
-        bytes.fromhex("f0f1f2f3f4f5f6f7f8f9"),
-        salt=bytes.fromhex("000102030405060708090a0b0c"),
-        length=42,
-    )
-    expected = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
-    assert made == from_hex(expected)
+    root = extract(Secret(b"\x0b" * 22), bytes.fromhex("000102030405060708090a0b0c"))
+    assert root == from_hex("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5")
+    made = expand(root, bytes.fromhex("f0f1f2f3f4f5f6f7f8f9"))
+    assert made == from_hex("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf")
+
+
+def test_a_tag_agrees_with_rfc_4231_case_5_which_is_cut_to_128_bits() -> None:
+    key, word = Secret(b"\x0c" * 20), bytes.fromhex("a3b6167473100ee06e0c796c2955552b")
+    assert tag(key, b"Test With Truncation") == word
+    assert is_tag(word, key, b"Test With Truncation")
+
+
+@pytest.mark.parametrize("word", [b"", bytes(16), bytes(32)], ids=["nothing", "zeros", "too long"])
+def test_no_other_word_is_a_tag(word: bytes) -> None:
+    key = Secret(bytes(range(32)))
+    assert not is_tag(word, key, b"data")
+    assert not is_tag(tag(key, b"data"), key, b"other data")
+    assert not is_tag(tag(key, b"data")[:-1], key, b"data")
 
 
 @pytest.mark.parametrize("point", SMALL_ORDER, ids=lambda point: point.hex()[:4])
@@ -71,22 +92,28 @@ def test_a_public_key_of_another_length_is_refused() -> None:
         KeyPair.generate(os.urandom).agree(b"short")
 
 
-def test_both_ends_of_a_pair_make_the_same_mask_key() -> None:
+def test_both_ends_of_a_pair_find_the_same_root() -> None:
     one, other = KeyPair.generate(os.urandom), KeyPair.generate(os.urandom)
-    assert pair_mask_key(one, other.public, TERMS, "a", "b") == pair_mask_key(other, one.public, TERMS, "b", "a")
-    assert share_key(one, other.public, TERMS, "a", "b") == share_key(other, one.public, TERMS, "a", "b")
+    here = pair_root(one.agree(other.public), BINDING, "a", "b")
+    assert here == pair_root(other.agree(one.public), BINDING, "b", "a")
 
 
-def test_no_two_purposes_rounds_pairs_or_directions_share_a_key() -> None:
-    one, other = KeyPair.generate(os.urandom), KeyPair.generate(os.urandom)
+def test_no_two_purposes_groups_pairs_rounds_or_directions_share_a_key() -> None:
+    agreed = KeyPair.generate(os.urandom).agree(KeyPair.generate(os.urandom).public)
+    root = pair_root(agreed, BINDING, "a", "b")
+    secret = mask_secret(root, 1)
+    (own, pairwise), (own_2, pairwise_2) = mask_keys(b"round 1"), mask_keys(b"round 2")
     keys = [
-        pair_mask_key(one, other.public, TERMS, "a", "b"),
-        pair_mask_key(one, other.public, b"other round", "a", "b"),
-        pair_mask_key(one, other.public, TERMS, "a", "c"),
-        share_key(one, other.public, TERMS, "a", "b"),
-        share_key(one, other.public, TERMS, "b", "a"),
-        self_mask_key(one.agree(other.public), TERMS, "a"),
-        self_mask_key(one.agree(other.public), TERMS, "b"),
+        root,
+        pair_root(agreed, b"another group", "a", "b"),
+        pair_root(agreed, BINDING, "a", "c"),
+        secret,
+        mask_secret(root, 2),
+        letter_key(root, "a"),
+        letter_key(root, "b"),
+        witness_key(root, "a"),
+        witness_key(root, "b"),
+        *(make(secret) for make in (own, pairwise, own_2, pairwise_2)),
     ]
     assert len({key.reveal() for key in keys}) == len(keys)
     assert {len(key.reveal()) for key in keys} == {32}
@@ -99,31 +126,36 @@ FIELDS = st.lists(st.one_of(st.text(max_size=8), st.binary(max_size=8), st.integ
 def test_bound_fields_parse_only_one_way(one: list[str | bytes | int], other: list[str | bytes | int]) -> None:
     same = [(type(item), item) for item in one] == [(type(item), item) for item in other]
     assert (bind(*one) == bind(*other)) == same
+    assert (digest(*one) == digest(*other)) == same
 
 
-def test_a_box_opens_only_for_its_round_and_parties() -> None:
+def test_a_box_opens_with_its_own_key_only() -> None:
     key = Secret(os.urandom(32))
-    box = seal(key, b"shares", b"round 1, a to b", os.urandom)
-    assert unseal(key, box, b"round 1, a to b") == b"shares"
+    box = seal(key, Secret(b"shares"))
+    assert unseal(key, box) == Secret(b"shares")
     with pytest.raises(ProtocolError):
-        unseal(key, box, b"round 2, a to b")
-    with pytest.raises(ProtocolError):
-        unseal(Secret(os.urandom(32)), box, b"round 1, a to b")
+        unseal(Secret(os.urandom(32)), box)
 
 
-@given(st.integers(0, 8 * (12 + 6 + 16) - 1))
+def test_a_box_agrees_with_the_gcm_specification_test_case_14() -> None:
+    """An all-zero key, nonce and block."""
+    box = seal(Secret(bytes(32)), Secret(bytes(16)))
+    assert box.hex() == "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919"
+
+
+@given(st.integers(0, 8 * (6 + 16) - 1))
 def test_a_box_with_any_bit_flipped_does_not_open(bit: int) -> None:
     key = Secret(bytes(range(32)))
-    box = bytearray(seal(key, b"shares", b"", os.urandom))
+    box = bytearray(seal(key, Secret(b"shares")))
     box[bit // 8] ^= 1 << bit % 8
     with pytest.raises(ProtocolError):
-        unseal(key, bytes(box), b"")
+        unseal(key, bytes(box))
 
 
-@pytest.mark.parametrize("box", [b"", b"short", bytes(12)])
+@pytest.mark.parametrize("box", [b"", b"short", bytes(12), bytes(16)])
 def test_a_truncated_box_does_not_open(box: bytes) -> None:
     with pytest.raises(ProtocolError):
-        unseal(Secret(bytes(32)), box, b"")
+        unseal(Secret(bytes(32)), box)
 
 
 def test_a_secret_survives_neither_repr_nor_pickle() -> None:

@@ -1,31 +1,71 @@
 """Every message survives its flat form, and a damaged flat form is `Malformed`, nothing worse."""
 
+import os
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import Malformed
+from shared.secagg.client import Client
 from shared.secagg.fields import MAX_ROWS
-from shared.secagg.keys import Secret
-from shared.secagg.messages import Advert, Complaint, Deal, Inbox, Letter, Reveal, Roster, UnmaskRequest
-from shared.secagg.terms import Settings, Terms
+from shared.secagg.graph import Rates
+from shared.secagg.keys import InsecureWarning, Secret, UnsignedIdentity
+from shared.secagg.messages import (
+    Advert,
+    Coin,
+    Complaint,
+    Confirmation,
+    Deal,
+    Inbox,
+    Members,
+    Neighbourhood,
+    RecoveryRequest,
+    Reveal,
+    Roster,
+    Shares,
+    Witness,
+)
+from shared.secagg.policy import Policy
+from shared.secagg.schema import MetricField
+from shared.secagg.shamir import SHARE_BYTES
+from shared.secagg.terms import MAX_CLIENTS, GroupTerms, Settings
 
-ADVERT = Advert(1, "dev-1", b"s" * 32, b"m" * 32, b"certificate", b"signature")
-LETTERS = (Letter(1, b"", b"k1", b"s1"), Letter(2, b"box", b"k2", b"s2"))
+TERMS = GroupTerms("group", 5, 3, Rates())
+ADVERT = Advert(1, "dev-1", b"p" * 32, b"c" * 32, b"certificate", b"signature")
+OTHER = Advert(2, "dev-2", b"P" * 32, b"C" * 32, b"c", b"s")
+BOXES = {1: b"box", 2: b""}
+SHARE = Secret(b"s" * SHARE_BYTES)
 MESSAGES: dict[str, Any] = {
-    "terms": Terms("round", 5, 3, "d" * 64, "e" * 64),
-    "settings": Settings(ranges={"w*": 3.0}),
+    "terms": TERMS,
+    "settings": Settings(ranges={"w*": 3.0}, metrics=(MetricField("loss", 0, 9),), scales={"w": 0.5}, unit_weight=3.0),
     "advert": ADVERT,
-    "roster": Roster((ADVERT, Advert(2, "dev-2", b"S" * 32, b"M" * 32, b"c", b"s"))),
+    "roster": Roster((ADVERT, OTHER)),
     "empty roster": Roster(()),
-    "deal": Deal(1, b"digest", LETTERS),
-    "inbox": Inbox(LETTERS),
+    "members": Members.of([ADVERT, OTHER]),
+    "coin": Coin(1, b"c" * 32),
+    "neighbourhood": Neighbourhood({1: b"c" * 32, 4: b"C" * 32}, Roster((ADVERT,))),
+    "neighbourhood without coins": Neighbourhood({}, Roster((ADVERT,))),
+    "deal": Deal(1, BOXES, (b"s" * 32,), (b"k" * 32,), (b"record",), (b"pairs",)),
+    "inbox": Inbox(BOXES),
     "complaint": Complaint((2, 4)),
-    "unmask request": UnmaskRequest((1, 2), (3,)),
-    "reveal": Reveal(1, {1: Secret(b"a")}, {3: Secret(b"c")}),
+    "confirmation": Confirmation(1, {2: b"t" * 16, 3: b"T" * 16}),
+    "witness": Witness({2: b"t" * 16}),
+    "reveal": Reveal(1, Secret(b"a" * 32), {3: Secret(b"c" * 32)}),
+    "recovery request": RecoveryRequest((1, 2), (3,)),
+    "shares": Shares(1, {1: SHARE}, {3: SHARE, 4: SHARE}),
 }
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=70),
+    *(st.lists(kind, max_size=3) for kind in (st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=9))),
+)
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
@@ -34,6 +74,7 @@ def test_a_message_comes_back_from_its_flat_form(message: Any) -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_flat_form_with_a_field_missing_or_mistyped_is_malformed(message: Any, data: st.DataObject) -> None:
     fields = dict(message.to_fields())
@@ -47,30 +88,133 @@ def test_a_flat_form_with_a_field_missing_or_mistyped_is_malformed(message: Any,
         type(message).from_fields(fields)
 
 
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_flat_form_of_noise_is_malformed_or_a_message(message: Any, data: st.DataObject) -> None:
+    """Whatever else a decoder raised would be a crash."""
+    fields = dict(message.to_fields())
+    for name in data.draw(st.sets(st.sampled_from(sorted(fields)))):
+        fields[name] = data.draw(ANYTHING)
+    with suppress(Malformed):
+        assert isinstance(type(message).from_fields(fields), type(message))
+
+
+TRUNCATED = [
+    (name, field)
+    for name, message in MESSAGES.items()
+    for field, value in message.to_fields().items()
+    if isinstance(value, bytes) and value and field not in ("coin", "seed")
+]
+
+
+@pytest.mark.parametrize(("name", "field"), TRUNCATED, ids=str)
+def test_rows_of_bytes_that_are_cut_short_are_malformed(name: str, field: str) -> None:
+    message = MESSAGES[name]
+    fields = message.to_fields()
+    with pytest.raises(Malformed):
+        type(message).from_fields({**fields, field: fields[field][:-1]})
+
+
+def test_a_seat_named_twice_is_malformed() -> None:
+    members = dict(Members.of([ADVERT, OTHER]).to_fields())
+    with pytest.raises(Malformed, match="twice"):
+        Members.from_fields({**members, "seats": [1, 1]})
+    with pytest.raises(Malformed, match="one device"):
+        Inbox.from_fields({"peers": [2, 2], "boxes": [b"a", b"b"]})
+
+
 def test_columns_of_different_lengths_are_malformed() -> None:
-    fields = dict(Inbox(LETTERS).to_fields())
+    fields = dict(Inbox(BOXES).to_fields())
     fields["peers"] = [1, 2, 3]
     with pytest.raises(Malformed, match="different lengths"):
         Inbox.from_fields(fields)
 
 
 def test_an_advert_is_exactly_one() -> None:
-    with pytest.raises(Malformed):
-        Advert.from_fields(Roster((ADVERT, ADVERT)).to_fields())
-    with pytest.raises(Malformed):
-        Advert.from_fields(Roster(()).to_fields())
+    for roster in (Roster((ADVERT, ADVERT)), Roster(())):
+        with pytest.raises(Malformed):
+            Advert.from_fields(roster.to_fields())
 
 
 def test_a_list_without_end_is_malformed() -> None:
     with pytest.raises(Malformed):
-        UnmaskRequest.from_fields({"seeds_of": [1] * (MAX_ROWS + 1), "keys_of": []})
+        RecoveryRequest.from_fields({"seeds_of": [1] * (MAX_ROWS + 1), "keys_of": []})
 
 
-@pytest.mark.parametrize("change", [{"version": 1}, {"round_id": ""}, {"threshold": 0}, {"threshold": 6}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 1},
+        {"group_id": ""},
+        {"clients": 1},
+        {"clients": MAX_CLIENTS + 1},
+        {"clients": 10**400},
+        {"rounds": 0},
+        {"rounds": 65},
+        {"dropout": 1.0},
+        {"dropout": float("nan")},
+        {"dropout": 10**400},
+        {"corrupt": -0.1},
+        {"security_bits": 0},
+        {"abort_bits": 1000},
+    ],
+    ids=str,
+)
 def test_terms_that_make_no_sense_are_malformed(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
-        Terms.from_fields({**MESSAGES["terms"].to_fields(), **change})
+        GroupTerms.from_fields({**TERMS.to_fields(), **change})
 
 
-def test_revealed_shares_do_not_show() -> None:
-    assert "secret share" not in repr(Reveal(1, {1: Secret(b"secret share")}, {}))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits": 7},
+        {"float_range": float("inf")},
+        {"unit_weight": -1.0},
+        {"unit_weight": float("nan")},
+        {"max_weight": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_malformed(change: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        Settings.from_fields({**MESSAGES["settings"].to_fields(), **change})
+
+
+def test_members_know_each_advert_by_its_digest_and_every_difference_shows() -> None:
+    members = Members.of([ADVERT, OTHER])
+    others = [
+        Members.of([ADVERT]),
+        Members.of([OTHER, Advert(1, "dev-3", ADVERT.public, ADVERT.coin_digest, b"", b"")]),
+        Members.of([OTHER, Advert(1, "dev-1", b"q" * 32, ADVERT.coin_digest, b"", b"")]),
+        Members.of([OTHER, Advert(1, "dev-1", ADVERT.public, b"q" * 32, b"", b"")]),
+        Members.of([OTHER, Advert(3, "dev-1", ADVERT.public, ADVERT.coin_digest, b"", b"")]),
+    ]
+    assert members.digest == Members.of([OTHER, ADVERT]).digest
+    assert len({members.digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+def test_a_stored_client_of_noise_is_malformed_or_a_client() -> None:
+    with pytest.warns(InsecureWarning):
+        identity = UnsignedIdentity("dev-1")
+    fields = Client(TERMS, 1, Policy()).advertise(identity, os.urandom)[0].to_fields()
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def noise(data: st.DataObject) -> None:
+        names = data.draw(st.sets(st.sampled_from(sorted(fields)), min_size=1))
+        with suppress(Malformed):
+            assert Client.from_fields({**fields, **{name: data.draw(ANYTHING) for name in names}}, Policy()).terms
+
+    noise()
+
+
+def test_revealed_secrets_do_not_show() -> None:
+    for message in (
+        Reveal(1, Secret(b"secret seed"), {2: Secret(b"secret pair")}),
+        Shares(1, {2: Secret(b"secret")}, {}),
+    ):
+        assert "secret seed" not in repr(message)
+        assert "secret pair" not in repr(message)
+        assert "b'secret" not in repr(message)

@@ -1,44 +1,58 @@
-"""Both transition tables, whole: every listed event moves, every other one raises."""
+"""The three transition tables, whole: every listed event moves, every other one raises."""
 
+from collections.abc import Mapping
 from enum import Enum
 from itertools import product
+from typing import Any
 
 import pytest
 
 from shared.errors import ProtocolError
-from shared.secagg.graph import build_graph
-from shared.secagg.states import CLIENT, SERVER, ClientEvent, ClientState, ServerEvent, ServerState, advance
+from shared.secagg.states import (
+    CLIENT,
+    ROUND,
+    SETUP,
+    ClientEvent,
+    ClientState,
+    RoundEvent,
+    RoundState,
+    SetupEvent,
+    SetupState,
+    advance,
+)
+
+Table = Mapping[Any, Mapping[Any, Any]]
+TABLES: dict[str, tuple[Table, type[Enum], type[Enum]]] = {
+    "client": (CLIENT, ClientState, ClientEvent),
+    "setup": (SETUP, SetupState, SetupEvent),
+    "round": (ROUND, RoundState, RoundEvent),
+}
+ROWS = [
+    pytest.param(table, state, event, id=f"{name}: {state.value}, {event.value}")
+    for name, (table, states, events) in TABLES.items()
+    for state, event in product(states, events)
+]
 
 
-@pytest.mark.parametrize(("state", "event"), list(product(ClientState, ClientEvent)))
-def test_a_client_does_what_its_table_lists_and_nothing_else(state: ClientState, event: ClientEvent) -> None:
-    if event in CLIENT[state]:
-        assert advance(CLIENT, state, event) is CLIENT[state][event]
+@pytest.mark.parametrize(("table", "state", "event"), ROWS)
+def test_a_role_does_what_its_table_lists_and_nothing_else(table: Table, state: Enum, event: Enum) -> None:
+    if event in table[state]:
+        assert advance(table, state, event) is table[state][event]
     else:
         with pytest.raises(ProtocolError, match=state.value):
-            advance(CLIENT, state, event)
-
-
-@pytest.mark.parametrize(("state", "event"), list(product(ServerState, ServerEvent)))
-def test_a_server_does_what_its_table_lists_and_nothing_else(state: ServerState, event: ServerEvent) -> None:
-    if event in SERVER[state]:
-        assert advance(SERVER, state, event) is SERVER[state][event]
-    else:
-        with pytest.raises(ProtocolError, match=state.value):
-            advance(SERVER, state, event)
+            advance(table, state, event)
 
 
 @pytest.mark.parametrize(
-    ("table", "start", "ends"),
+    ("name", "start", "ends"),
     [
-        (CLIENT, ClientState.NEW, {ClientState.DONE}),
-        (SERVER, ServerState.KEYS, {ServerState.DONE, ServerState.ABORTED}),
+        ("client", ClientState.NEW, {ClientState.DONE}),
+        ("setup", SetupState.KEYS, {SetupState.READY, SetupState.ABORTED}),
+        ("round", RoundState.MASKED, {RoundState.DONE, RoundState.ABORTED}),
     ],
-    ids=["client", "server"],
 )
-def test_every_state_is_reached_and_every_path_ends(
-    table: dict[Enum, dict[Enum, Enum]], start: Enum, ends: set[Enum]
-) -> None:
+def test_every_state_is_reached_and_every_path_ends(name: str, start: Enum, ends: set[Enum]) -> None:
+    table = TABLES[name][0]
     seen, todo = set(), [start]
     while todo:
         state = todo.pop()
@@ -49,12 +63,26 @@ def test_every_state_is_reached_and_every_path_ends(
     assert {state for state, row in table.items() if not row} == ends
 
 
-def test_the_complete_graph_joins_all_who_are_present() -> None:
-    graph = build_graph("complete", 5)
-    assert graph.neighbours(3, {1, 2, 3, 4, 5}) == (1, 2, 4, 5)
-    assert graph.neighbours(3, {3, 5}) == (5,)
+def test_a_client_can_forget_everything_from_any_state() -> None:
+    for state in ClientState:
+        assert state is ClientState.DONE or advance(CLIENT, state, ClientEvent.ABANDON) is ClientState.DONE
 
 
-def test_an_unknown_graph_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="complete"):
-        build_graph("ring", 5)
+def test_a_client_confirms_and_reveals_once_a_round() -> None:
+    """No way leads back to a state before a confirmation, except masking for another round."""
+    for event, once in ((ClientEvent.CONFIRM, ClientState.MASKED), (ClientEvent.REVEAL, ClientState.CONFIRMED)):
+        assert [state for state, row in CLIENT.items() if event in row] == [once]
+    ways = [(state, event) for state, row in CLIENT.items() for event, to in row.items() if to is ClientState.MASKED]
+    assert {event for _, event in ways} == {ClientEvent.MASK}
+
+
+def test_a_client_never_tosses_twice_nor_deals_twice() -> None:
+    for event in (ClientEvent.TOSS, ClientEvent.SHARE, ClientEvent.RECEIVE, ClientEvent.ADVERTISE):
+        for state, row in CLIENT.items():
+            reached, todo = set(), [row[event]] if event in row else []
+            while todo:
+                after = todo.pop()
+                if after not in reached:
+                    reached.add(after)
+                    todo += CLIENT[after].values()
+            assert not any(event in CLIENT[after] for after in reached), state

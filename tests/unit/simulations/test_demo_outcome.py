@@ -79,7 +79,7 @@ def test_a_demo_in_which_everything_held_is_told_device_by_device_and_round_by_r
 WRONG: dict[str, tuple[Callable[[Facts], Any], dict[str, Any]]] = {
     "no live request failed": (lambda facts: facts, {"failed": 1}),
     "every round was committed": (lambda facts: replace(facts, job=replace(facts.job, rounds_committed=1)), {}),
-    "the killed device's masks were recovered from shares": (
+    "the killed device's masks were taken out of the sum": (
         lambda facts: replace(facts, rounds=(_round(1, "dropped"), _round(2, "counted"))),
         {},
     ),

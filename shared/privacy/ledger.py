@@ -1,0 +1,134 @@
+"""What one data epoch has spent, of all jobs together: a value that says no.
+
+A spend is recorded before its noise is drawn, under the id of the one round that it is drawn for. To record it again is no second
+spend, so a message that comes twice costs nothing; but whoever draws noise twice under one id spends what no ledger saw: a round
+that is run again has an id of its own. Examples of an older epoch that are trained on again (replay) spend that epoch's budget too.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from shared.errors import ConfigError, Conflict, Corrupt
+from shared.privacy.accountant import Budget, epsilon
+from shared.privacy.events import CentralGaussian, Event, Skellam
+from shared.settings import from_mapping
+
+MOST_ROUNDS = 1 << 20  # more are not counted
+_MECHANISMS: dict[str, type[Skellam] | type[CentralGaussian]] = {
+    "skellam": Skellam,
+    "central-gaussian": CentralGaussian,
+}
+
+
+@dataclass(frozen=True)
+class Spend:
+    job: str
+    round_id: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """`epoch` names the data: what a device held before its examples changed."""
+
+    epoch: str
+    budget: Budget
+    spends: tuple[Spend, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if len({(item.job, item.round_id) for item in self.spends}) != len(self.spends):
+            raise ValueError("a round is in the ledger twice")
+
+    @property
+    def spent(self) -> float:
+        """Epsilon so far, at the budget's delta."""
+        return epsilon(self._counts, self.budget.delta)
+
+    def plan(self, event: Event, rounds: int) -> float:
+        """Epsilon after so many more rounds of `event`."""
+        return epsilon(self._counts + Counter({event: rounds}), self.budget.delta)
+
+    def rounds_left(self, event: Event) -> int:
+        """How many more rounds of `event` the budget allows, up to `MOST_ROUNDS`."""
+        low, high = 0, MOST_ROUNDS + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._allows(event, middle) else (low, middle)
+        return low
+
+    def spend(self, event: Event, job: str, round_id: str) -> "Ledger":
+        """With one round of `event` recorded; this ledger itself if that round is in it already.
+
+        Raises `Conflict` if it would overspend, saying what is left, or if the round is in it with another event.
+        """
+        known = next((item.event for item in self.spends if (item.job, item.round_id) == (job, round_id)), None)
+        if known == event:
+            return self
+        if known is not None:
+            raise Conflict(
+                f"round {round_id} of {job} is in the ledger with other noise: run it again under an id of its own"
+            )
+        if not self._allows(event, 1):
+            raise Conflict(self._refusal(event, job, round_id))
+        return replace(self, spends=(*self.spends, Spend(job, round_id, event)))
+
+    @property
+    def _counts(self) -> Counter[Event]:
+        return Counter(item.event for item in self.spends)
+
+    def _allows(self, event: Event, rounds: int) -> bool:
+        return self.plan(event, rounds) <= self.budget.epsilon
+
+    def _refusal(self, event: Event, job: str, round_id: str) -> str:
+        spent = self.spent
+        return (
+            f"round {round_id} of {job} would bring data epoch {self.epoch} to epsilon {self.plan(event, 1):.4g}; "
+            f"of {self.budget.epsilon:g} at delta {self.budget.delta:g}, {spent:.4g} is spent and "
+            f"{max(0.0, self.budget.epsilon - spent):.4g} left: ask for more noise, or wait for new data"
+        )
+
+    def to_json(self) -> str:
+        rows = [{"job": item.job, "round_id": item.round_id, **_row(item.event)} for item in self.spends]
+        whole = {"epoch": self.epoch, **asdict(self.budget), "spends": rows}
+        return json.dumps(whole, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Ledger":
+        """Raises `Corrupt` for whatever `to_json` does not write: a ledger that cannot be read allows nothing."""
+        try:
+            whole = from_mapping(_Whole, json.loads(text), where="ledger")
+            spends = tuple(_spend(row, f"ledger.spends[{at}]") for at, row in enumerate(whole.spends))
+            return cls(whole.epoch, Budget(whole.epsilon, whole.delta), spends)
+        except (ConfigError, ValueError, RecursionError) as error:
+            raise Corrupt(
+                "the privacy ledger cannot be read, so nothing more may be spent: restore it", detail=str(error)
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Whole:
+    epoch: str
+    epsilon: float
+    delta: float
+    spends: Any
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.spends, list) and all(isinstance(row, dict) for row in self.spends)):
+            raise ValueError("spends is not a list of tables")
+
+
+def _row(event: Event) -> dict[str, Any]:
+    name = next(name for name, kind in _MECHANISMS.items() if type(event) is kind)
+    return {"mechanism": name, **asdict(event)}
+
+
+def _spend(row: dict[str, Any], where: str) -> Spend:
+    job, round_id, mechanism = (row.pop(name, None) for name in ("job", "round_id", "mechanism"))
+    if (
+        not (isinstance(job, str) and isinstance(round_id, str) and isinstance(mechanism, str))
+        or mechanism not in _MECHANISMS
+    ):
+        raise ValueError(f"{where}: not a spend")
+    return Spend(job, round_id, from_mapping(_MECHANISMS[mechanism], row, where=where))

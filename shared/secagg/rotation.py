@@ -1,0 +1,76 @@
+"""A seeded randomised Hadamard transform: every coordinate of the result is about as large as every other.
+
+Suresh et al., "Distributed Mean Estimation with Limited Communication" (ICML 2017): after random signs and a Hadamard matrix the
+largest coordinate of a vector of length d is at most O(sqrt(log d / d)) of its norm, so few bits a coordinate lose little. The
+transform is orthogonal, hence linear and its own inverse up to the signs: a sum is turned back once, for all.
+
+Vectors are rotated in blocks of one power of two, 4096 at most. The blocks take every k-th coordinate, so that each sees all of the
+vector; what they leave over at the end is rotated together with its neighbours before it, under signs of its own, or the second
+transform would undo the first. Nothing is padded.
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.secagg.keys import Secret
+from shared.secagg.masks import keystream
+
+_LONGEST = 4096
+
+Floats = NDArray[np.floating]
+
+
+class Rotation:
+    """Of vectors of `length` coordinates; `seed` is 32 bytes, public, the same for all who are summed."""
+
+    def __init__(self, seed: bytes, length: int, kind: str = "f4") -> None:
+        self._block = min(_LONGEST, 1 << (length.bit_length() - 1)) if length else 1
+        self._whole = length - length % self._block
+        bits = np.unpackbits(keystream(Secret(seed), -(-(length + self._block) // 8)), count=length + self._block)
+        signs = (1 - 2 * bits.view(np.int8)).astype(kind)
+        self._signs, self._last_signs = signs[:length], signs[length:]
+
+    def forward(self, values: Floats) -> Floats:
+        """Shape (length,), of this rotation's kind. Overwrites `values`."""
+        values *= self._signs
+        self._blocks(values)
+        if self._whole < values.size:
+            values[-self._block :] *= self._last_signs
+            self._last(values)
+        return values
+
+    def backward(self, values: Floats) -> Floats:
+        """The inverse of `forward`. Overwrites `values`."""
+        if self._whole < values.size:
+            self._last(values)
+            values[-self._block :] *= self._last_signs
+        self._blocks(values)
+        values *= self._signs
+        return values
+
+    def _blocks(self, values: Floats) -> None:
+        values[: self._whole] = _columns(values[: self._whole], self._block)
+
+    def _last(self, values: Floats) -> None:
+        values[-self._block :] = _columns(values[-self._block :], self._block)
+
+
+def _columns(values: Floats, size: int) -> Floats:
+    """H x / sqrt(size) of each column of a matrix of `size` rows, as two small matrix products, since H(ab) = H(a) ⊗ H(b)."""
+    outer = 1 << (size.bit_length() // 2)
+    inner = size // outer
+    half = _matrix(outer, values.dtype.str) @ values.reshape(outer, -1)
+    whole: Floats = np.matmul(_matrix(inner, values.dtype.str), half.reshape(outer, inner, -1)).reshape(-1)
+    return whole
+
+
+@cache
+def _matrix(size: int, kind: str) -> Floats:
+    """Sylvester's Hadamard matrix over sqrt(size): symmetric, orthogonal."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    unit: Floats = (matrix / np.sqrt(size)).astype(kind)
+    return unit

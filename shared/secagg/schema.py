@@ -1,0 +1,168 @@
+"""How an exchange's values lie in a vector of residues: a public `Schema`, the same at both ends (they compare its digest).
+
+    [exact values, as digits] [one residue a float element …]
+
+An element is rounded to b bits, q in ±(2^(b-1) - 1), and for n clients at most the modulus is 2^m, m = b + ceil(log2 n): the sum of
+any n elements stays below 2^(m-1), so it cannot wrap, and not one bit more is sent. Weights enter before the rounding and so need
+no bits of their own (with integer weights up to w_max after it, m would be b + ceil(log2(n w_max))).
+
+An exact value is an unsigned number below 2^B, sent as ceil(B / b) digits of b bits, each in a residue of its own: the sum of a
+digit cannot wrap either. Exact are, in this order:
+
+- count: 1. The sum must equal the number of clients counted, or something else was masked;
+- weight w: the number of examples;
+- clipped: the share of elements that had to be clipped, and for each float array its root mean square against its scale:
+  what the next exchange's scales follow;
+- metric v in [low, high]: round(w / max_weight * (v - low) / (high - low) * (2^32 - 1));
+- element x of an integer array, |x| <= C: round(w / max_weight * x / C * (2^31 - 1)) + 2^31.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import Unsupported
+from shared.ids import digest_of
+from shared.secagg.packing import WORD_BITS, lane, packed_size
+
+BITS = (4, 6, 8, 12, 16)  # what a job may ask for; a first exchange takes all that a word holds
+EXACT_BITS = 32
+MAX_CLIENTS = 1 << 20
+DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def sum_bits(clients: int) -> int:
+    """ceil(log2 clients): what a sum of so many residues needs on top."""
+    return (clients - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class MetricField:
+    name: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise Unsupported(f"metric {self.name!r} needs finite bounds, the lower one first")
+
+
+@dataclass(frozen=True)
+class ArrayField:
+    """`scale` is a float element's unit, and the largest change of an integer one; both in the array's own unit."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise Unsupported(
+                f"array {self.name!r} is {self.dtype}: secure aggregation sums {', '.join(sorted(DTYPES))}"
+            )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise Unsupported(f"array {self.name!r} needs a positive, finite range")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype.startswith("float")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Raises `Unsupported` for what cannot be summed.
+
+    A rotated element of a device with `unit_weight` examples is clipped at `clip` times its scale. `rotation` is 64 hex digits, or
+    empty where elements are not rotated.
+    """
+
+    clients: int
+    bits: int
+    max_weight: int
+    metrics: tuple[MetricField, ...] = ()
+    arrays: tuple[ArrayField, ...] = ()
+    unit_weight: float = 1.0
+    clip: float = 1.0
+    rotation: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clients <= MAX_CLIENTS:
+            raise Unsupported(f"secure aggregation sums 1 to {MAX_CLIENTS:,} clients")
+        if not self.bits >= 2 or self.modulus_bits > WORD_BITS:
+            most = WORD_BITS - sum_bits(self.clients)
+            raise Unsupported(f"{self.clients} clients can send 2 to {most} bits an element, not {self.bits}")
+        if not 1 <= self.max_weight < 1 << 31:
+            raise Unsupported("max_weight must be from 1 to 2147483647")
+        if not (0 < self.unit_weight < math.inf and 0 < self.clip < math.inf):
+            raise Unsupported("unit_weight and clip must be positive and finite")
+        for fields in (self.metrics, self.arrays):
+            if len({item.name for item in fields}) != len(fields):
+                raise Unsupported("two fields of a schema have the same name")
+
+    @property
+    def modulus_bits(self) -> int:
+        return self.bits + sum_bits(self.clients)
+
+    @property
+    def levels(self) -> int:
+        """The largest rounded element."""
+        return (1 << (self.bits - 1)) - 1
+
+    @cached_property
+    def floats(self) -> tuple[ArrayField, ...]:
+        return tuple(item for item in self.arrays if item.is_float)
+
+    @cached_property
+    def integers(self) -> tuple[ArrayField, ...]:
+        return tuple(item for item in self.arrays if not item.is_float)
+
+    @property
+    def digits(self) -> int:
+        """Residues of one exact value."""
+        return -(-EXACT_BITS // self.bits)
+
+    @property
+    def exact(self) -> int:
+        """How many exact values there are."""
+        return 3 + len(self.floats) + len(self.metrics) + sum(item.size for item in self.integers)
+
+    @property
+    def elements(self) -> int:
+        return sum(item.size for item in self.floats)
+
+    @property
+    def length(self) -> int:
+        """Residues of a vector."""
+        return self.exact * self.digits + self.elements
+
+    @property
+    def bytes_on_the_wire(self) -> int:
+        return packed_size(self.length, self.modulus_bits)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode())
+
+    def zeros(self) -> NDArray[np.unsignedinteger]:
+        return np.zeros(self.length, dtype=lane(self.modulus_bits))
+
+
+def array_fields(arrays: Arrays, scales: Sequence[float]) -> tuple[ArrayField, ...]:
+    """Fields for `arrays`, one scale each, in order."""
+    return tuple(
+        ArrayField(name, tuple(array.shape), str(array.dtype), scale)
+        for (name, array), scale in zip(arrays.items(), scales, strict=True)
+    )

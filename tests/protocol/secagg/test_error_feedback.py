@@ -1,0 +1,277 @@
+"""What rounding takes from an update is added to the device's next one: when, when not, and what that is good for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from coordinator.rounds.exchange import SecureConfig
+from coordinator.rounds.secure_grid import SecureGrid
+from edge_agent.secure_mod import OWED, ModPolicy
+from shared.errors import RoundAborted
+from shared.flower import new_message, pack_bytes, reply_with
+from shared.secagg.messages import PACKED_TYPE, VECTOR_RECORD
+from shared.secagg.terms import Settings
+from tests.protocol.secagg.appgrid import RUN_ID, AppGrid, Fault, losing_the_reply, make_grid, silent
+from tests.protocol.secagg.exchanges import numpy_arrays, rounding_bounds, watch_settings
+
+Values = np.ndarray[Any, Any]
+SIZE = 300
+NODES = (1, 2, 3)
+CONFIG = SecureConfig(max_weight=100, bits=4, group_rounds=16)
+PATTERN = np.random.default_rng(5).standard_normal((5, SIZE)).astype(np.float32)
+
+
+def towards(message: Message, context: Context) -> Message:
+    """The same change in every round, `factor` times, another one on each device."""
+    arrays, factor = numpy_arrays(message.content), message.content.config_records["config"]["factor"]
+    moved = {name: Array(value + factor * PATTERN[context.node_id][: value.size]) for name, value in arrays.items()}
+    metrics = MetricRecord({"num-examples": 10 * context.node_id})
+    return reply_with(message, RecordDict({"arrays": ArrayRecord(moved), "metrics": metrics}))
+
+
+def change_of(size: int = SIZE) -> Values:
+    """The mean change of the three in plain sight."""
+    return np.average(PATTERN[list(NODES)], axis=0, weights=NODES)[:size]
+
+
+def three(config: SecureConfig = CONFIG, **options: Any) -> tuple[AppGrid, SecureGrid]:
+    inner, authority = make_grid(3, trainers=dict.fromkeys(NODES, towards), **options)
+    return inner, SecureGrid(inner, config, authority)
+
+
+def ask(
+    grid: SecureGrid,
+    kind: str = "train",
+    *,
+    run: int = RUN_ID,
+    factor: float = 1.0,
+    sizes: Mapping[str, int] | None = None,
+) -> Values:
+    """One exchange with every node, over zeros. Returns the change of "w"."""
+    zeros = {name: Array(np.zeros(size, np.float32)) for name, size in (sizes or {"w": SIZE}).items()}
+    record = ArrayRecord(zeros)
+    content = RecordDict({"arrays": record, "config": ConfigRecord({"factor": factor})})
+    nodes = grid.get_node_ids()
+    batch = [new_message(content, run_id=run, node_id=node, message_type=kind) for node in nodes]
+    (reply,) = grid.send_and_receive(batch)
+    return numpy_arrays(reply.content)["w"] if kind == "train" else np.zeros(0)
+
+
+def kept(inner: AppGrid, node: int, kind: str = OWED) -> list[dict[str, Values]]:
+    """What a device holds of a kind, by array."""
+    state = inner.nodes[node].context.state
+    return [{n: a.numpy() for n, a in state.array_records[name].items()} for name in state if name.startswith(kind)]
+
+
+def owed(inner: AppGrid, node: int) -> Values:
+    (record,) = kept(inner, node)
+    return record["w"]
+
+
+# ---- what it is good for
+
+
+def test_the_mean_over_rounds_comes_nearer_to_the_plain_mean_with_each() -> None:
+    """With 4 bits a round is off by a tenth and more; what was left over is all that T rounds together are off by."""
+    _, grid = three()
+    used: list[Settings] = []
+    found = []
+    for _ in range(17):
+        used.append(grid.settings("train"))
+        found.append(ask(grid))
+    for rounds in (1, 4, 16):
+        later, settings = found[1 : rounds + 1], used[rounds]
+        bound = rounding_bounds(settings, {"w": found[0]}, 3, set(NODES))["w"]
+        off = np.linalg.norm(np.mean(later, axis=0) - change_of())
+        assert off <= bound / rounds, rounds
+    norm = np.linalg.norm(change_of())
+    assert np.linalg.norm(found[1] - change_of()) > 0.05 * norm
+    assert np.linalg.norm(np.mean(found[1:], axis=0) - change_of()) < 0.02 * norm
+
+
+def test_what_is_owed_is_what_the_sum_lacks() -> None:
+    """The mean times the weight, and what all devices owe, are together what they had to send, with what they owed before."""
+    inner, grid = three()
+    ask(grid)
+    for _ in range(3):
+        before = sum(owed(inner, node) for node in NODES)
+        got = ask(grid) * 60
+        after = sum(owed(inner, node) for node in NODES)
+        np.testing.assert_allclose(got + after, 60 * change_of() + before, atol=2e-4)
+
+
+def test_without_feedback_nothing_is_owed_and_rounding_is_right_on_average_alone() -> None:
+    inner, grid = three(replace(CONFIG, feedback=False))
+    found = [ask(grid) for _ in range(17)][1:]
+    assert all(list(inner.nodes[node].context.state) and kept(inner, node) == [] for node in NODES)
+    off = np.linalg.norm(np.mean(found, axis=0) - change_of())
+    assert off < np.linalg.norm(found[0] - change_of())
+
+
+def test_a_change_far_larger_than_those_before_is_clipped_and_made_good_later() -> None:
+    inner, grid = three(replace(CONFIG, bits=8))
+    ask(grid)
+    found = [ask(grid, factor=10.0)]
+    assert np.linalg.norm(found[0] - 10 * change_of()) > 3 * np.linalg.norm(change_of())
+    found += [ask(grid) for _ in range(8)]
+    rest = sum(owed(inner, node) for node in NODES) / 60
+    np.testing.assert_allclose(np.sum(found, axis=0) + rest, 18 * change_of(), atol=1e-3)
+    assert np.linalg.norm(rest) < 0.05 * np.linalg.norm(change_of())
+
+
+def test_an_array_that_never_changed_spoils_one_exchange_when_it_does_and_all_is_made_good_in_the_next() -> None:
+    """Rotation spreads what is clipped over all arrays; so the next exchange takes all the bits of a word, as a first one."""
+
+    def thawing(message: Message, context: Context) -> Message:
+        reply = towards(message, context)
+        if message.content.config_records["config"]["factor"] == 1.0:  # frozen as yet
+            reply.content["arrays"] = ArrayRecord({**reply.content.array_records["arrays"], "v": Array(frozen)})
+        return reply
+
+    frozen = np.zeros(200, np.float32)
+    inner, authority = make_grid(3, trainers=dict.fromkeys(NODES, thawing))
+    grid = SecureGrid(inner, replace(CONFIG, bits=8), authority)
+    sizes = {"w": SIZE, "v": 200}
+    ask(grid, sizes=sizes)
+    used = watch_settings(inner)
+    found = [ask(grid, factor=2.0, sizes=sizes) for _ in range(4)]
+    plain = 2 * change_of()
+    errors = [float(np.linalg.norm(one - plain) / np.linalg.norm(plain)) for one in found]
+    assert errors[0] > 0.3
+    np.testing.assert_allclose(found[0] + found[1], 2 * plain, atol=1e-5)
+    assert max(errors[2:]) < 0.05
+    assert [bool(settings.scales) for settings in used] == [True, False, True, True]
+
+
+# ---- when
+
+
+def damaged(inner: AppGrid) -> Fault:
+    """Its vector arrives cut short, so the coordinator cannot take it; the group goes on."""
+
+    def fault(message: Message) -> Message:
+        reply = inner.handle(message)
+        reply.content[VECTOR_RECORD] = ArrayRecord({VECTOR_RECORD: pack_bytes(bytes(4), PACKED_TYPE)})
+        return reply
+
+    return fault
+
+
+NOT_COUNTED: dict[str, Callable[[AppGrid], Fault]] = {
+    "it is gone": lambda inner: silent,
+    "its reply is lost": losing_the_reply,
+    "its vector is damaged": damaged,
+}
+
+
+@pytest.mark.parametrize("fault", NOT_COUNTED.values(), ids=NOT_COUNTED)
+def test_an_update_that_is_not_counted_leaves_what_was_owed_before(fault: Callable[[AppGrid], Fault]) -> None:
+    inner, authority = make_grid(4, trainers=dict.fromkeys((1, 2, 3, 4), towards))
+    grid = SecureGrid(inner, CONFIG, authority)
+    ask(grid)
+    ask(grid)
+    before, others = owed(inner, 2), owed(inner, 1)
+    inner.faults[2, "masked"] = fault(inner)
+    ask(grid)
+    inner.faults.clear()
+    assert (owed(inner, 2) == before).all()
+    assert (owed(inner, 1) != others).any()
+    ask(grid, kind="evaluate")
+    assert (owed(inner, 2) == before).all(), "a measurement that is counted does not make up for it"
+    ask(grid)
+    assert (owed(inner, 2) != before).any()
+
+
+def test_a_round_with_too_few_vectors_leaves_what_was_owed_before() -> None:
+    inner, grid = three()
+    ask(grid)
+    ask(grid)
+    before = [owed(inner, node) for node in NODES]
+    inner.faults[2, "masked"] = silent
+    with pytest.raises(RoundAborted):
+        ask(grid)
+    assert all((owed(inner, node) == old).all() for node, old in zip(NODES, before, strict=True))
+    inner.faults.clear()
+    got = ask(grid) * 60 + sum(owed(inner, node) for node in NODES)
+    np.testing.assert_allclose(got, 60 * change_of() + sum(before), atol=2e-4)
+
+
+def test_a_refused_update_leaves_what_was_owed_before() -> None:
+    def poisoned(message: Message, context: Context) -> Message:
+        reply = towards(message, context)
+        if sick:
+            reply.content["arrays"] = ArrayRecord({"w": Array(np.full(SIZE, np.nan, np.float32))})
+        return reply
+
+    sick = False
+    inner, authority = make_grid(3, trainers={**dict.fromkeys(NODES, towards), 2: poisoned})
+    grid = SecureGrid(inner, CONFIG, authority)
+    ask(grid)
+    ask(grid)
+    before = owed(inner, 2)
+    sick = True
+    with pytest.raises(RoundAborted):
+        ask(grid)
+    assert (owed(inner, 2) == before).all()
+    assert np.isfinite(owed(inner, 2)).all()
+
+
+def test_measuring_owes_nothing_and_takes_nothing_away() -> None:
+    inner, grid = three()
+    ask(grid)
+    ask(grid)
+    before = [owed(inner, node) for node in NODES]
+    ask(grid, kind="evaluate")
+    assert all((owed(inner, node) == old).all() for node, old in zip(NODES, before, strict=True))
+
+
+def test_what_is_owed_to_arrays_that_pruning_made_smaller_is_dropped() -> None:
+    inner, grid = three()
+    for _ in range(2):
+        ask(grid, sizes={"w": SIZE, "v": 40})
+    before = {node: kept(inner, node)[0] for node in NODES}
+    got = ask(grid, sizes={"w": 200, "v": 40}) * 60
+    after = [kept(inner, node)[0] for node in NODES]
+    np.testing.assert_allclose(got + sum(item["w"] for item in after), 60 * change_of(size=200), atol=2e-4)
+    assert all(item["w"].shape == (200,) and item["v"].shape == (40,) for item in after)
+    assert any((before[node]["v"] != item["v"]).any() for node, item in zip(NODES, after, strict=True))
+
+
+def test_one_jobs_rounding_is_not_added_to_another_jobs_model() -> None:
+    """A device keeps one context for an app, whatever job asks for it."""
+    inner, grid = three()
+    ask(grid)
+    ask(grid)
+    first = owed(inner, 1)
+    for node in inner.nodes.values():
+        node.context.run_id = 8
+    second = SecureGrid(inner, CONFIG, grid.verifier, carried=replace(grid.carried, group=None))
+    got = ask(second, run=8) * 60
+    records = [kept(inner, node) for node in NODES]
+    assert [len(found) for found in records] == [2, 2, 2]
+    assert (records[0][0]["w"] == first).all()
+    np.testing.assert_allclose(got + sum(found[1]["w"] for found in records), 60 * change_of(), atol=2e-4)
+
+
+def test_no_more_is_kept_than_of_so_many_jobs() -> None:
+    inner, grid = three(policy=ModPolicy(kept_groups=2))
+    for run in range(8, 13):
+        for node in inner.nodes.values():
+            node.context.run_id = run
+        ask(grid, run=run)
+    assert [name for name in inner.nodes[1].context.state if name.startswith(OWED)] == [f"{OWED}11", f"{OWED}12"]
+
+
+def test_the_devices_settings_are_the_exchanges() -> None:
+    """Feedback is the coordinator's to ask for; a device that is told of none keeps none."""
+    inner, grid = three(replace(CONFIG, feedback=False))
+    used = watch_settings(inner)
+    ask(grid)
+    ask(grid)
+    assert [item.feedback for item in used] == [False, False]
+    assert used[1].scales.keys() == {"w"}
+    assert (used[0].scales, used[0].unit_weight) == ({}, 0.0)

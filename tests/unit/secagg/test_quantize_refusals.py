@@ -1,0 +1,103 @@
+"""What an update may not hold is refused: the field is named, the value never."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from shared.errors import RoundAborted, UpdateRejected
+from shared.secagg.quantize import Update, decode, encode
+from shared.secagg.schema import ArrayField, Schema
+from tests.unit.secagg.vectors import LOSS, ROTATION, Values, plain, schema_of
+
+BAD_WEIGHTS = {"above max_weight": 1234, "negative": -1234, "a fraction": 12.34, "NaN": math.nan, "infinite": math.inf}
+
+
+@pytest.mark.parametrize("weight", BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_a_weight_that_is_not_a_count_up_to_the_maximum_is_refused(weight: float) -> None:
+    with pytest.raises(UpdateRejected, match="weight") as caught:
+        plain(Schema(3, 8, 100), {}, weight)
+    assert "12" not in str(caught.value)
+
+
+def test_flower_weakness_examples_above_the_maximum_give_a_wrong_sum_here_they_are_refused() -> None:
+    schema = Schema(3, 8, 10, arrays=(ArrayField("w", (1,), "float32", 20.0),))
+    with pytest.raises(UpdateRejected, match="max_weight 10"):
+        plain(schema, {"w": np.array([12], "f4")}, 11)
+
+
+BAD_ARRAYS = {
+    "NaN": (np.array([0, np.nan], "f4"), "not finite"),
+    "infinite": (np.array([0, -np.inf], "f4"), "not finite"),
+    "too large to square": (np.array([0, 8.125e30], "f4"), "too large"),
+    "too large for float32": (np.array([0, 8.125e300], "f8"), "too large"),
+    "another shape": (np.zeros(3, "f4"), "shape"),
+    "another rank": (np.zeros((2, 1), "f4"), "shape"),
+    "integers for floats": (np.zeros(2, "i4"), "int32"),
+    "longer floats than can be read": (np.zeros(2, "longdouble"), "float"),
+    "complex": (np.zeros(2, "c8"), "complex64"),
+    "text": (np.array(["a", "b"]), "<U1"),
+    "objects": (np.array([None, None]), "object"),
+}
+
+
+@pytest.mark.parametrize(("array", "reason"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+@pytest.mark.parametrize("rotation", ["", ROTATION], ids=["as it is", "rotated"])
+def test_an_array_outside_its_schema_is_refused_named_and_its_values_are_not_told(
+    array: NDArray[Any], reason: str, rotation: str
+) -> None:
+    schema = schema_of(3, 8, 2, rotation)
+    with pytest.raises(UpdateRejected, match=reason) as caught:
+        encode(schema, Update(1, {}, {"w": array}, {"w": np.zeros(2, "f4")}), os.urandom, feedback=True)
+    assert "'w'" in str(caught.value)
+    assert "8.125" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", [np.nan, np.inf, -3e38])
+def test_a_base_that_makes_the_change_infinite_is_refused(base: float) -> None:
+    update = Update(1000, {}, {"w": np.array([3e38], "f4")}, {"w": np.array([base], "f4")})
+    with pytest.raises(UpdateRejected, match="'w'"):
+        encode(schema_of(3, 8, 1), update, os.urandom, feedback=False)
+
+
+def test_a_bad_value_at_the_end_of_a_long_array_is_found() -> None:
+    array = np.zeros(300_007, "f4")
+    array[-1] = np.nan
+    with pytest.raises(UpdateRejected):
+        plain(schema_of(3, 8, array.size), {"w": array})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{}, {"v": np.zeros(2, "f4")}, {"w": np.zeros(2, "f4"), "v": np.zeros(2, "f4")}],
+    ids=["none", "other", "more"],
+)
+def test_an_update_with_other_arrays_is_refused(arrays: Values) -> None:
+    with pytest.raises(UpdateRejected, match="exactly the arrays"):
+        plain(schema_of(3, 8, 2), arrays)
+
+
+@pytest.mark.parametrize(
+    "metrics", [{}, {"loss": math.nan}, {"loss": 20.0625}, {"loss": -0.0625}, {"loss": math.inf}], ids=str
+)
+def test_a_metric_that_is_missing_or_outside_its_range_is_refused(metrics: dict[str, float]) -> None:
+    with pytest.raises(UpdateRejected, match="loss") as caught:
+        plain(Schema(3, 8, 10, (LOSS,)), {}, 1, metrics)
+    assert "0625" not in str(caught.value)
+
+
+def test_a_sum_with_another_count_weight_or_size_is_not_decoded() -> None:
+    schema = schema_of(4, 8, 3, "", max_weight=10)
+    vector = plain(schema, {"w": np.ones(3, "f4")})
+    heavy, nothing, large = (vector.copy() for _ in range(3))
+    heavy[schema.digits] = 11
+    nothing[schema.digits] = 0
+    large[-1] = schema.levels + 1
+    noise = np.random.default_rng(0).integers(0, 1 << schema.modulus_bits, schema.length).astype(vector.dtype)
+    for total, count in ((vector, 2), (vector[:-1], 1), (noise, 1), (heavy, 1), (nothing, 1), (large, 1)):
+        with pytest.raises(RoundAborted):
+            decode(schema, total, count)
+    assert decode(schema, vector, 1).count == 1

@@ -1,0 +1,77 @@
+"""The rotation is orthogonal, undone by its inverse, the same for the same seed, and spreads whatever it gets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.secagg.rotation import Rotation
+
+SEED = b"s" * 32
+EDGES = [0, 1, 2, 3, 31, 32, 33, 1000, 4095, 4096, 4097, 4104, 5000, 8192, 10_001]
+
+
+def vector(length: int, kind: str = "f8", seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
+    return np.random.default_rng(seed).standard_normal(length).astype(kind)
+
+
+@pytest.mark.parametrize("length", EDGES)
+@pytest.mark.parametrize(("kind", "slack"), [("f4", 1e-4), ("f8", 1e-10)])
+def test_it_keeps_lengths_and_its_inverse_undoes_it(length: int, kind: str, slack: float) -> None:
+    values = vector(length, kind)
+    rotation = Rotation(SEED, length, kind)
+    turned = rotation.forward(values.copy())
+    assert turned.dtype == np.dtype(kind)
+    assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(values), rel=slack)
+    assert abs(rotation.backward(turned.copy()) - values).max(initial=0) < slack
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 5000), st.integers(0, 2**32 - 1))
+def test_it_is_linear_and_undone_at_any_length(length: int, seed: int) -> None:
+    one, other = vector(length, seed=seed), vector(length, seed=seed + 1)
+    rotation = Rotation(SEED, length, "f8")
+    turned = rotation.forward(one.copy()) + rotation.forward(other.copy())
+    assert np.allclose(turned, rotation.forward(one + other), atol=1e-10)
+    assert np.allclose(rotation.backward(turned), one + other, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 33, 200])
+def test_its_matrix_is_orthogonal(length: int) -> None:
+    rotation = Rotation(SEED, length, "f8")
+    matrix = np.array([rotation.forward(row.copy()) for row in np.eye(length)])
+    assert np.allclose(matrix @ matrix.T, np.eye(length), atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1000, 3000, 4096, 4097, 4104, 5000, 6144, 10_000])
+def test_it_flattens_a_spike_wherever_it_is(length: int) -> None:
+    """To about the square root of the block's length; also where the blocks overlap by almost all of their length."""
+    rotation = Rotation(SEED, length, "f8")
+    block = min(4096, 1 << (length.bit_length() - 1))
+    for place in [*range(0, length, 193), length - 1]:
+        spike = np.zeros(length)
+        spike[place] = 1.0
+        assert abs(rotation.forward(spike)).max() < 6 / np.sqrt(block)
+
+
+def test_it_flattens_a_constant_vector() -> None:
+    """Which a Hadamard matrix alone, without random signs, turns into a spike."""
+    for length in (4096, 5000):
+        turned = Rotation(SEED, length, "f8").forward(np.ones(length))
+        assert abs(turned).max() < 8
+
+
+@pytest.mark.parametrize("length", [100, 5000])
+def test_the_same_seed_gives_the_same_rotation_and_another_seed_another(length: int) -> None:
+    values = vector(length, "f4")
+    turned = Rotation(SEED, length).forward(values.copy())
+    assert (turned == Rotation(SEED, length).forward(values.copy())).all()
+    assert not np.allclose(turned, Rotation(b"t" * 32, length).forward(values.copy()), atol=1e-3)
+
+
+def test_a_known_answer() -> None:
+    """Signs are the first bits of the seed's keystream, which for a seed of zeros begins with dc; then comes Sylvester's matrix."""
+    turned = Rotation(bytes(32), 4, "f8").forward(np.array([1.0, 2.0, 3.0, 4.0]))
+    signs = 1 - 2 * np.unpackbits(np.frombuffer(bytes.fromhex("dc"), "u1"))[:4].astype(float)
+    hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    assert np.allclose(turned, hadamard @ (signs * [1.0, 2.0, 3.0, 4.0]))
