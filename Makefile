@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | protos. Everything runs in .venv, which the first target that needs it makes.
+# make demo | test | lint | fuzz | bench | protos. Everything runs in .venv, which the first target that needs it makes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint bench protos clean
+.PHONY: demo test lint fuzz bench protos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -20,6 +20,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Each target for so long; an input that breaks one is written here.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS)
 
 bench: $(VENV)/.installed-dev
 	for name in simulations/benchmarks/[a-z]*.py; do $(BIN)/python $$name || exit 1; done

@@ -32,7 +32,9 @@ from shared.signing.trust import Trust
 
 _LOCK_FILE = "agent.lock"
 _KEPT_MEMORY_MIB = 32
-_LIBRARIES_MIB = 512  # writable memory of a trainer before it trains: torch and torchao take 440 MiB
+_LIBRARIES_MIB = (
+    640  # writable memory of a trainer before it trains: torch and torchao take 440 MiB, the accountant 120
+)
 
 
 def build_agent(
@@ -86,6 +88,8 @@ def worker_settings(home: Home, config: AgentConfig) -> WorkerSettings:
         outgoing=home.outgoing,
         require_secure=config.require_secure,
         min_group=config.min_group,
+        max_epsilon=config.max_epsilon,
+        max_epsilon_delta=config.max_epsilon_delta,
         log_level=config.log_level,
         log_json=config.log_json,
     )

@@ -1,5 +1,6 @@
 """The agent's settings and its home folder. Settings come from `HOME/agent.toml`, flags on top; everything has a default."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from shared.files import check_socket_path
 from shared.settings import load_toml, with_overrides
 
 FILE_NAME = "agent.toml"
-_MAY_BE_ZERO = ("trainer_memory_mib", "inference_port")
+_MAY_BE_ZERO = ("trainer_memory_mib", "inference_port", "max_epsilon")
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -24,6 +25,10 @@ class AgentConfig:
     trainer_idle_s: float = 120.0  # the trainer is let go after so long without a task
     require_secure: bool = False  # refuse to train or evaluate unless the reply is masked
     min_group: int = 3  # smallest group to be summed with
+    max_epsilon: float = (
+        0.0  # of all private jobs together, over any one ingested file; 0: what each job states. If set,
+    )
+    max_epsilon_delta: float = 1e-6  # at this delta, it answers only in rounds in which devices add noise themselves
     recovery_batches: int = 30  # of fine-tuning after a release is pruned for this device
     shadow_requests: int = 32  # compared before a swap when there is live traffic
     shadow_wait_s: float = 3.0
@@ -49,6 +54,10 @@ class AgentConfig:
             raise ValueError("inference_port is a port, 0 to 65535")
         if self.min_group < 3:
             raise ValueError("min_group is at least 3: a sum over two hides nothing")
+        if not (math.isfinite(self.max_epsilon) and self.max_epsilon_delta < 1):
+            raise ValueError("max_epsilon is finite, and max_epsilon_delta below 1")
+        if self.max_epsilon and self.share_secure_metrics:
+            raise ValueError("max_epsilon bounds what leaves this device, and shared metrics have no noise: choose one")
         if self.reconnect_min_s > self.reconnect_max_s:
             raise ValueError("reconnect_min_s must not exceed reconnect_max_s")
         if self.log_level not in _LEVELS:
@@ -104,6 +113,11 @@ class Home:
         return self.path / "state"
 
     @property
+    def ledger(self) -> Path:
+        """What differential privacy has cost."""
+        return self.path / "privacy" / "ledger.jsonl"
+
+    @property
     def models(self) -> Path:
         return self.path / "models"
 
@@ -126,7 +140,16 @@ class Home:
     def prepare(self) -> None:
         """Make the folders, close those that others have no business in, and check that sockets fit. Raises `ConfigError`."""
         self.socket("inference")
-        private = (self.identity, self.run, self.state, self.data, self.models, self.outgoing, self.cache)
+        private = (
+            self.identity,
+            self.run,
+            self.state,
+            self.data,
+            self.ledger.parent,
+            self.models,
+            self.outgoing,
+            self.cache,
+        )
         try:
             for folder in (self.path, *private):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -9,8 +9,12 @@ the app's own exceptions pass through.
 Between phases the client's keys rest in `context.state`, one record a group, because Flower may start a process for each
 message. A round's keys are gone when it has what it needs, a group's when its rounds are used up, when the app fails to read
 its shares, and when `kept_groups` newer groups have begun. What rounding took from an update rests there too; once the update
-is counted, it is added to the run's next. On Flower's own SuperNode that state also lies in the SuperNode's memory: who reads
+is counted, it is added to the run's next. Where the server sends only what changed of a model, the one that it changed from rests
+there as well (`held_model`). On Flower's own SuperNode that state also lies in the SuperNode's memory: who reads
 it reads this device's keys, and the shares it holds for its peers.
+
+What a differentially private round costs is in the device's ledger before noise is drawn, once: asked for the same round again,
+the device refuses.
 """
 
 import os
@@ -19,8 +23,11 @@ from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
+from edge_agent import held_model
+from edge_agent.ledger import Epochs, Ledgers
 from shared.errors import DigestMismatch, FalseShares, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
 from shared.flower import REFUSED, inputs_digest, pack_bytes, reply_error, reply_with, to_numpy, with_content
+from shared.privacy.ledger import Charge
 from shared.secagg.client import Client
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.keys import Identity, Verifier
@@ -37,7 +44,7 @@ from shared.secagg.messages import (
     Witness,
 )
 from shared.secagg.packing import pack
-from shared.secagg.policy import Policy
+from shared.secagg.policy import Policy, PrivacyPolicy
 from shared.secagg.quantize import Update, encode
 from shared.secagg.schema import Arrays, Schema
 from shared.secagg.shamir import Entropy
@@ -53,30 +60,42 @@ OWED = f"{RECORD}.owed."  # and a run's id: … and from all that were counted b
 
 @dataclass(frozen=True)
 class ModPolicy:
-    """`allow_plain` lets train and evaluate messages without secure aggregation through to the app."""
+    """`allow_plain` lets messages without secure aggregation through to the app, unless `privacy` demands noise."""
 
     client: Policy = field(default_factory=Policy)
     allow_plain: bool = False
     kept_groups: int = 4
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
 
 
 class SecureMod:
-    """Flower mod. One object may serve many rounds and runs: it holds no state of its own. `client_app` is the app behind it."""
+    """Flower mod. One object may serve many rounds and runs: it holds no state of its own. `client_app` is the app behind it.
+
+    Without `ledgers` it takes part in no round in which devices add noise.
+    """
 
     def __init__(
-        self, identity: Identity, verifier: Verifier, policy: ModPolicy, entropy: Entropy, client_app: str = ""
+        self,
+        identity: Identity,
+        verifier: Verifier,
+        policy: ModPolicy,
+        entropy: Entropy,
+        *,
+        client_app: str = "",
+        ledgers: Ledgers | None = None,
     ) -> None:
         self._identity = identity
         self._verifier = verifier
         self._policy = policy
         self._entropy = entropy
         self._client_app = client_app
+        self._ledgers = ledgers
 
     def __call__(self, message: Message, context: Context, call_next: Next) -> Message:
         if _category(message) not in SECURED:
             return call_next(message, context)
         if RECORD not in message.content:
-            if self._policy.allow_plain:
+            if self._policy.allow_plain and not self._policy.privacy.demanded:
                 return call_next(message, context)
             return reply_error(message, REFUSED, "this device trains and evaluates with secure aggregation only")
         try:
@@ -129,18 +148,21 @@ class SecureMod:
         except FalseShares as error:
             _forget(context, group)
             return _reply(message, Phase.MASKED, Complaint(error.dealers).to_fields())
-        settings, inputs = Settings.from_fields(fields), _without_record(message.content)
-        training = _category(message) == "train"
-        base = _arrays(message.content, "message") if training else {}
+        settings, training = Settings.from_fields(fields), _category(message) == "train"
+        inputs = held_model.resolve(_without_record(message.content), fields, group, context)
+        base = _arrays(inputs, "message") if training else {}
         found = inputs_digest(inputs, message_type=message.metadata.message_type, client_app=self._client_app)
         terms, schema = _agreed(fields, client, settings, base, found)
         client.check_round(terms)
+        held_model.keep(inputs, fields, group, context)
+        charge = self._charge(settings, schema, client.terms, terms.round_id, context, training=training)
+        before = self._checked(charge)
         reply = call_next(with_content(message, inputs), context)
         if reply.has_error():
             return reply
-        weight, metrics = _metrics(reply.content, settings.weight_key)
-        arrays = _arrays(reply.content, "reply") if training else {}
-        update = Update(weight, metrics, arrays, base, _owed(context, base) if settings.feedback else {})
+        update = _update(reply.content, settings, base, context, training=training)
+        if charge and self._ledgers:
+            self._ledgers.spend(charge, before | self._ledgers.epochs())
         residues, owed = encode(schema, update, self._entropy, feedback=settings.feedback and training)
         client = client.mask(terms, residues)
         _store(context, client)
@@ -148,6 +170,32 @@ class SecureMod:
         if owed:
             context.state[f"{PENDING}{group}"] = ArrayRecord({name: Array(array) for name, array in owed.items()})
         return _vector_reply(message, pack(residues, schema.modulus_bits))
+
+    def _charge(
+        self,
+        settings: Settings,
+        schema: Schema,
+        terms: GroupTerms,
+        round_id: str,
+        context: Context,
+        *,
+        training: bool,
+    ) -> Charge | None:
+        """What the round would cost this device, if it is to add noise. Raises `ProtocolError`, `Unsupported`."""
+        event = self._policy.privacy.admit(settings, schema, terms, training=training)
+        if event is None or settings.privacy is None:
+            return None
+        return Charge(f"run {context.run_id}", round_id, event, settings.privacy.budget)
+
+    def _checked(self, charge: Charge | None) -> Epochs:
+        """Whether it can be paid, before the app works for nothing; and for which data. Raises what `Ledgers.check` raises."""
+        if charge is None:
+            return frozenset()
+        if self._ledgers is None:
+            raise Unsupported("this device keeps no privacy ledger, so it adds no noise and takes no part")
+        epochs = self._ledgers.epochs()
+        self._ledgers.check(charge, epochs)
+        return epochs
 
     def _confirmed(self, fields: Fields, group: str, context: Context) -> Fields:
         client = self._load(context, group)
@@ -202,9 +250,10 @@ def make_secure_mod(
     *,
     entropy: Entropy = os.urandom,
     client_app: str = "",
+    ledgers: Ledgers | None = None,
 ) -> SecureMod:
     """The mod for one device. Put it first in the app's list of mods, so that nothing passes it by."""
-    return SecureMod(identity, verifier, policy or ModPolicy(), entropy, client_app)
+    return SecureMod(identity, verifier, policy or ModPolicy(), entropy, client_app=client_app, ledgers=ledgers)
 
 
 def _category(message: Message) -> str:
@@ -227,6 +276,7 @@ def _store(context: Context, client: Client) -> None:
 def _forget(context: Context, group: str) -> None:
     context.state.pop(_slot(group), None)
     context.state.pop(f"{PENDING}{group}", None)
+    held_model.forget(group, context)
 
 
 def _oldest(context: Context, kind: str, kept: int) -> list[str]:
@@ -248,6 +298,15 @@ def _agreed(fields: Fields, client: Client, settings: Settings, base: Arrays, in
     if inputs != read.text("inputs_digest"):
         raise DigestMismatch("this device was given another model or other settings than the round agreed on")
     return RoundTerms(client.binding, read.integer("number"), round_id, present, schema.digest, inputs), schema
+
+
+def _update(content: RecordDict, settings: Settings, base: Arrays, context: Context, *, training: bool) -> Update:
+    """What the app answered. In a private round neither its weight nor its metrics are looked at: each device counts once."""
+    arrays = _arrays(content, "reply") if training else {}
+    if settings.privacy:
+        return Update(1, {}, arrays, base)
+    weight, metrics = _metrics(content, settings.weight_key)
+    return Update(weight, metrics, arrays, base, _owed(context, base) if settings.feedback else {})
 
 
 def _owed(context: Context, base: Arrays) -> Arrays:

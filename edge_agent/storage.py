@@ -28,6 +28,7 @@ __all__ = ["Chunk", "Contents", "DataStore", "Ingested", "Split", "is_held_out",
 _log = structlog.get_logger()
 _CHUNK = re.compile(r"\d{8}-(?P<digest>[0-9a-f]{64})(-(?P<source>[\w.-]+))?\.safetensors\Z")
 _ID_LENGTH = len("00000000-01234567")
+_EPOCH_LENGTH = 8
 _SOURCE_BYTES = 100  # of a file name, which has 255
 
 
@@ -48,6 +49,11 @@ class Chunk:
         """The file that was ingested; empty where that is not known."""
         return self._part("source")
 
+    @property
+    def digest(self) -> str:
+        """Of its bytes: the same examples in the same order have it, whenever they are ingested."""
+        return self._part("digest")
+
     def _part(self, name: str) -> str:
         match = _CHUNK.match(self.name)
         return (match[name] if match else None) or ""
@@ -58,7 +64,7 @@ class Chunk:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        if digest_of(data) != self._part("digest"):
+        if digest_of(data) != self.digest:
             raise Corrupt(
                 f"ingested file {self.id} was changed or damaged:"  # without its name: the coordinator is told too
                 f" `edge-agent data remove {self.id}`, and ingest it again"
@@ -162,6 +168,10 @@ class DataStore:
         if not self._path.is_dir():
             return []
         return [Chunk(name, self._path / name) for name in sorted(os.listdir(self._path)) if _CHUNK.match(name)]
+
+    def epochs(self) -> frozenset[str]:
+        """The chunks as the privacy ledger knows them: by the beginning of their digest, which people see in `Chunk.id` too."""
+        return frozenset(chunk.digest[:_EPOCH_LENGTH] for chunk in self.chunks())
 
     def contents(self) -> Iterator[Contents]:
         """Oldest first."""

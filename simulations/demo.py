@@ -183,7 +183,7 @@ class Demo:
             "client_app": "image-classifier",
             "rounds": self.options.rounds,
             "selection": {"min_devices": devices, "quorum": 0.75, "round_timeout_s": 180.0, "wait_for_devices_s": 60.0},
-            "secure": {"enabled": True},
+            "secure": {"enabled": True, "delta_broadcast": True},
             "evaluate": {"every": 1, "metrics": {"eval_acc": 1.0, "eval_loss": 100.0}},
             "train": {"epochs": 2, "lr": 0.02, "qat": True, "seed": self.options.seed},
             "prune": [{"after_round": self.options.prune_after, "ratio": self.options.prune_ratio}],

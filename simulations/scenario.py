@@ -34,7 +34,8 @@ from operator import eq, ge, le
 from pathlib import Path
 from typing import Literal
 
-from coordinator.rounds.plan import Evaluate, JobSpec, Prune, Secure, Selection, StrategyChoice
+from coordinator.rounds.plan import Evaluate, JobSpec, Prune, Selection, StrategyChoice
+from coordinator.rounds.secrecy import Secure
 from coordinator.rounds.states import RoundState
 from shared.settings import Scalar
 from simulations.commands import Event, Round

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from coordinator.fleet.ports import SessionListener
 from coordinator.rounds.round import DeviceRef
+from edge_agent.ledger import MemoryLedgers
 from edge_agent.secure_mod import ModPolicy, make_secure_mod
 from shared.blobs import Blobs, MemoryBlobs
 from shared.errors import Unavailable
@@ -156,7 +157,7 @@ class MemoryAgent:
 
 @dataclass
 class MemoryFleet:
-    """`size` devices, nodes 1 to `size`. `trainers[node]` replaces a device's training."""
+    """`size` devices, nodes 1 to `size`. `trainers[node]` replaces a device's training; `ledgers` say what privacy has cost."""
 
     size: int = 4
     trainers: Mapping[int, Handler] = field(default_factory=dict)
@@ -165,6 +166,7 @@ class MemoryFleet:
     authority: Authority = field(default_factory=Authority)
 
     def __post_init__(self) -> None:
+        self.ledgers = {node: MemoryLedgers() for node in range(1, self.size + 1)}
         self.sessions = MemorySessions()
         self.agents = {node: self._agent(node) for node in range(1, self.size + 1)}
 
@@ -183,7 +185,8 @@ class MemoryFleet:
     def _agent(self, node: int) -> MemoryAgent:
         ref = DeviceRef(DeviceId(f"dev-{node}"), NodeId(node), f"device-{node}")
         policy = ModPolicy(allow_plain=True)
-        mod = make_secure_mod(self.authority.enrol(ref.id), self.authority, policy, client_app="numbers")
+        identity, ledgers = self.authority.enrol(ref.id), self.ledgers[node]
+        mod = make_secure_mod(identity, self.authority, policy, client_app="numbers", ledgers=ledgers)
         app = ClientApp(mods=[mod])
         app.train()(self.trainers.get(node, train))
         app.evaluate()(evaluate)

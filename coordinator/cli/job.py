@@ -10,6 +10,7 @@ from shared.cli import given
 from shared.ids import parse_name
 
 _EXAMPLE = "job_example.toml"
+_UNSPOKEN = ("round", "noise")  # said before, and for programs
 
 
 def example(model: str) -> str:
@@ -30,6 +31,7 @@ def show_job(job: Any, *, as_json: bool) -> None:
             ("state", job.state + (f" ({job.reason})" if job.reason else "")),
             ("rounds", f"{job.rounds_committed} of {job.rounds_total}"),
             ("strategy", job.strategy + (", summed in secret" if job.secure else "")),
+            ("privacy", _privacy(job)),
             ("release", f"{job.model}:{job.release}" if job.release else "-"),
             ("submitted", moment(job.created_at)),
             ("ended", moment(job.ended_at)),
@@ -37,10 +39,18 @@ def show_job(job: Any, *, as_json: bool) -> None:
     )
 
 
+def _privacy(job: Any) -> str:
+    if not job.privacy:
+        return "none: nothing bounds what its sums say"
+    spent = f"epsilon {job.epsilon_spent:.4g} of {job.epsilon:g} spent, at delta {job.delta:g}; "
+    weaker = "noise by the coordinator alone, which sees exact sums" if job.privacy == "central" else "noise by devices"
+    return spent + weaker
+
+
 def event_line(event: Any) -> str:
     """One line a person can follow."""
     detail = json.loads(event.detail_json or "{}")
-    words = " ".join(f"{key}={_short(value)}" for key, value in sorted(detail.items()) if key != "round")
+    words = " ".join(f"{key}={_short(value)}" for key, value in sorted(detail.items()) if key not in _UNSPOKEN)
     where = f"round {event.round}  " if event.round else ""
     return f"{moment(event.at)}  {where}{event.kind}  {words}".rstrip()
 

@@ -14,6 +14,7 @@ from coordinator.rounds.exchange import Outcome as SecureOutcome
 from coordinator.rounds.grid import Ask, Fleet, FleetGrid
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, Traffic
+from coordinator.rounds.privacy import SPENT, detail_of, ledger_of, with_spend
 from coordinator.rounds.round import DeviceRow, Event, Outcome, RoundRow
 from coordinator.rounds.secure_grid import Carried, SecureGrid
 from coordinator.rounds.shelf import GlobalState, Shelf
@@ -24,6 +25,8 @@ from shared.clock import Clock
 from shared.errors import Corrupt, RoundAborted
 from shared.flower import to_numpy
 from shared.ids import DeviceId, NodeId
+from shared.privacy.events import CentralGaussian
+from shared.privacy.events import Event as Noise
 from shared.secagg.keys import Verifier
 from shared.secagg.messages import Phase
 
@@ -76,6 +79,7 @@ class Attempt:
         self._unwritten: list[Event] = []
         self.false_dealers: tuple[DeviceId, ...] = ()
         self._begun = False
+        self.spent: Detail = {}  # for the commit, where it is what counts
         self.row = row
 
     def run(self, strategy: FedAvg, state: GlobalState) -> ArrayRecord:
@@ -158,8 +162,11 @@ class Attempt:
             _require_finite(arrays)  # a narrower dtype holds less
         digest = self._bench.shelf.put(arrays)
         self._grid.know(arrays, digest)
-        self.row = replace(self.row, total_weight=total, arrays_digest=digest, metrics=_plain(metrics))
-        self._advance(RoundState.AGGREGATED, {"examples": total})
+        self.row = replace(
+            self.row, total_weight=total, arrays_digest=digest, metrics={**self.row.metrics, **_plain(metrics)}
+        )
+        groups = {"groups": len(replies)} if self._spec.secure.groups > 1 else {}
+        self._advance(RoundState.AGGREGATED, {"examples": total, **groups})
         if self._spec.evaluate.due(self.row.round) or self._spec.prune_after(self.row.round):
             self.write()  # devices see the new arrays, or a worker is busy with them for minutes
         return arrays
@@ -217,9 +224,9 @@ class Attempt:
             raise RoundAborted(f"{counted} of {selected} devices counted, {needed} are needed")
 
     def _needed(self, selected: int) -> int:
-        """How many of the selected must be counted: a secret sum has its own threshold, whatever the job's quorum is."""
+        """How many of the selected must be counted: secret sums have their own threshold, whatever the job's quorum is."""
         enough = self._spec.selection.enough(selected)
-        return max(enough, secure_config(self._spec).quorum(selected)) if self._spec.secure.enabled else enough
+        return max(enough, secure_config(self._spec).fewest(selected)) if self._spec.secure.enabled else enough
 
     def _total_weight(self, replies: list[Message]) -> int:
         """Plain: the counted devices' weights. Secure: what the sum itself says, since single weights are secret."""
@@ -238,7 +245,8 @@ class Attempt:
             down, up = self._bench.traffic.take(device.id)
             seconds = self._grid.seconds.get(node, 0.0)
             reason = judged.reason[:MAX_REASON]
-            rows.append(DeviceRow(device.id, judged.outcome, reason, judged.weight, down, up, seconds))
+            group = self._summary.groups.get(node, 0) if self._summary else 0
+            rows.append(DeviceRow(device.id, judged.outcome, reason, judged.weight, down, up, seconds, group))
         self.row = replace(
             self.row,
             devices=tuple(rows),
@@ -248,6 +256,19 @@ class Attempt:
         )
 
     # ---- ExchangeObserver
+
+    def spends(self, event: Noise) -> None:
+        """Raises `Conflict` if the job would overspend."""
+        privacy, row = self._spec.privacy.terms(self._spec.rounds), self.row
+        assert privacy is not None  # noqa: S101  # or nothing would be spent
+        ledger = with_spend(
+            ledger_of(row.job, privacy, self._bench.store.events(row.job)), event, row.round, row.attempt
+        )
+        self.row = replace(row, metrics={**row.metrics, "epsilon": ledger.spent})
+        if isinstance(event, CentralGaussian):
+            self.spent = detail_of(event)
+        else:
+            self._bench.store.note(self._event(SPENT, {**detail_of(event), "epsilon": ledger.spent}))
 
     def phase(self, phase: Phase, outcomes: Mapping[int, SecureOutcome]) -> None:
         lost = sum(item.fate not in (Fate.PRESENT, Fate.COUNTED) for item in outcomes.values())

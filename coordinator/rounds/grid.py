@@ -7,7 +7,7 @@ blocks until there are enough devices and then names the same ones to whoever as
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +103,7 @@ class FleetGrid(Grid):
         self._sample = sample
         self._run: Any = None
         self._known: dict[int, tuple[ArrayRecord, Part]] = {}
+        self._model_bytes = 0
         self._passing: set[Digest] = set()  # blobs in `lasting` that this exchange alone needs
         self._read: set[Digest] = set()
         self._pushed: dict[TaskId, Message] = {}
@@ -141,10 +142,20 @@ class FleetGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Raises `RoundAborted` when the job is being stopped."""
-        policy = self._ask.policy
-        if timeout is not None and timeout < policy.timeout_s:
-            policy = Policy(timeout, policy.quorum, policy.quantile, policy.grace_s)
+        policy = self._policy(timeout)
         return self._collect(self._send(list(messages), policy), policy)
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Generator[Message]:
+        """As `send_and_receive`, but each reply as it comes, and its update deleted once it is read: for those who keep none.
+
+        The messages go out with the first reply that is asked for.
+        """
+        policy = self._policy(timeout)
+        for _, answer, reply in self._answers(self._send(list(messages), policy), policy):
+            yield reply
+            for part in answer.result.parts:
+                if part.digest is not None:
+                    self._fleet.inbox.delete(part.digest)
 
     # ---- for the attempt
 
@@ -156,8 +167,9 @@ class FleetGrid(Grid):
         return bool(self.chosen)
 
     def know(self, record: ArrayRecord, digest: Digest) -> None:
-        """This record, encoded, is that blob already."""
+        """This record, encoded, is that blob already. Answers may be as large as if it were sent, also where only a change is."""
         self._known[id(record)] = (record, Part(digest=digest))
+        self._model_bytes = max(self._model_bytes, _most_bytes(RecordDict({"arrays": record})))
 
     def close(self) -> None:
         """Delete what the exchange left behind: updates read, blobs that only its tasks needed, answers that came too late.
@@ -212,13 +224,21 @@ class FleetGrid(Grid):
             self._fleet.dispatcher.start(device.id if device else DeviceId(f"node {node_id}"), task)
         return ids
 
+    def _policy(self, timeout: float | None) -> Policy:
+        policy = self._ask.policy
+        if timeout is None or timeout >= policy.timeout_s:
+            return policy
+        return Policy(timeout, policy.quorum, policy.quantile, policy.grace_s)
+
     def _collect(self, ids: list[TaskId], policy: Policy) -> list[Message]:
+        replies = {task_id: reply for task_id, _, reply in self._answers(ids, policy)}
+        return [replies[task_id] for task_id in ids]
+
+    def _answers(self, ids: list[TaskId], policy: Policy) -> Generator[tuple[TaskId, Answer, Message]]:
         """Each answer is read while the others are still on their way."""
-        replies = {}
         with closing(self._fleet.dispatcher.answers(ids, policy, self._ask.cancellation)) as answers:
             for task_id, answer in answers:
-                replies[task_id] = self._reply(self._pushed.pop(task_id), answer)
-        return [replies[task_id] for task_id in ids]
+                yield task_id, answer, self._reply(self._pushed.pop(task_id), answer)
 
     def _reply(self, request: Message, answer: Answer) -> Message:
         node = NodeId(request.metadata.dst_node_id)
@@ -227,7 +247,7 @@ class FleetGrid(Grid):
         if result.error_code:
             return reply_error(request, result.error_code, result.error_reason)
         try:
-            content = self._decode(result.parts, _most_bytes(request.content))
+            content = self._decode(result.parts, max(self._model_bytes, _most_bytes(request.content)))
             return reply_with(request, self._check(request, content) if self._check else content)
         except LocalError:
             raise

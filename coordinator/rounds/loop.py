@@ -157,6 +157,7 @@ class JobLoop:
         new = GlobalState(arrays, row.arrays_digest, old.model_json, strategies.save_state(strategy))
         counted = sum(device.outcome is Outcome.COUNTED for device in row.devices)
         detail: dict[str, str | int | float] = {"examples": row.total_weight, "counted": counted, **row.metrics}
+        detail.update(attempted.spent)
         if (step := spec.prune_after(row.round)) is not None:
             new = self._prune(new, step.ratio, spec.public.data)
             detail["pruned"] = step.ratio

@@ -22,6 +22,11 @@ quorum = 0.75
 [secure]
 enabled = true
 
+[privacy]               # differential privacy of what a round's sum says of any one device
+mechanism = "distributed"
+epsilon = 8.0
+clip_norm = 0.5
+
 [train]                 # the client app's settings: `shared.client_apps` has those of echo, image-classifier and softmax
 epochs = 1
 lr = 0.02
@@ -42,12 +47,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from coordinator.rounds.closing import Policy
+from coordinator.rounds.grouping import bearing_one
+from coordinator.rounds.secrecy import MIN_CLIENTS, PrivacyChoice, Secure, check_metrics
 from shared.client_apps import BUILT_IN, BuiltIn, read_settings
 from shared.errors import ConfigError, Malformed, Unsupported
 from shared.ids import parse_name
-from shared.secagg.graph import Rates, derive
-from shared.secagg.schema import BITS
-from shared.secagg.terms import MAX_ROUNDS
+from shared.secagg.graph import derive
 from shared.settings import Scalar, from_mapping, parse_table, parse_toml
 from shared.shares import share_of
 
@@ -116,42 +121,6 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Secure:
-    """Secure aggregation. On unless the job says otherwise.
-
-    `dropout` and `corrupt` are the shares of a round's devices that may fail, and that may work with the coordinator: who masks
-    with whom, how many shares unmask, and how many must be counted follow. An element of an update takes `bits` bits; the first
-    round, which shows how large elements are, takes all that a word holds, for changes up to `clip_range` (in the unit of the
-    weights).
-    """
-
-    enabled: bool = True
-    dropout: float = 0.25
-    corrupt: float = 0.05
-    bits: int = 8
-    error_feedback: bool = True  # what rounding takes from an update is added to the device's next
-    key_rounds: int = 8  # keys and shares are made for so many rounds at once
-    clip_range: float = 8.0
-    max_weight: int = 100_000
-    metrics: dict[str, float] = field(
-        default_factory=dict
-    )  # to average: name → largest value; none: what the app is known for
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.dropout < 0.5 and 0 <= self.corrupt < 0.5):
-            raise ValueError("dropout and corrupt are shares from 0 to below 0.5")
-        if self.bits not in BITS or not 1 <= self.key_rounds <= MAX_ROUNDS:
-            raise ValueError(f"bits is one of {', '.join(map(str, BITS))}, key_rounds from 1 to {MAX_ROUNDS}")
-        if not 0 < self.clip_range < math.inf or not 1 <= self.max_weight < 1 << 31:
-            raise ValueError("clip_range and max_weight must be positive, max_weight below 2^31")
-        _check_metrics(self.metrics)
-
-    @property
-    def rates(self) -> Rates:
-        return Rates(self.dropout, self.corrupt)
-
-
-@dataclass(frozen=True)
 class Evaluate:
     """After every so many rounds the devices measure the new global model on their own data. 0: never."""
 
@@ -161,7 +130,7 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError("every is a number of rounds, 0 for never")
-        _check_metrics(self.metrics)
+        check_metrics(self.metrics)
 
     def due(self, round_number: int) -> bool:
         return bool(self.every) and round_number % self.every == 0
@@ -202,6 +171,7 @@ class JobSpec:
     strategy: StrategyChoice = field(default_factory=StrategyChoice)
     selection: Selection = field(default_factory=Selection)
     secure: Secure = field(default_factory=Secure)
+    privacy: PrivacyChoice = field(default_factory=PrivacyChoice)
     train: dict[str, Scalar] = field(default_factory=dict)
     evaluate: Evaluate = field(default_factory=Evaluate)
     prune: tuple[Prune, ...] = ()
@@ -217,17 +187,43 @@ class JobSpec:
         if not 1 <= self.rounds <= 100_000:
             raise ValueError("rounds is from 1 to 100000")
         self._check_model()
-        if self.secure.enabled and self.selection.min_devices < 3:
+        if self.secure.enabled and self.selection.min_devices < MIN_CLIENTS:
             raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
         if self.secure.enabled:
             self._check_rates()
         if not self.secure.enabled and self.secure != Secure(enabled=False):
             raise ValueError("the job turns secure aggregation off and configures it: remove one of the two")
+        if self.privacy.enabled:
+            self._check_privacy()
+        elif self.privacy != PrivacyChoice():
+            raise ValueError("privacy is configured and off: name a mechanism, or remove the table")
+
+    def _check_privacy(self) -> None:
+        if not self.secure.enabled:
+            raise ValueError("privacy is for secret sums: leave secure aggregation on")
+        if self.secure.metrics or self.evaluate.every:
+            raise ValueError(
+                "a private job tells no metrics, which would have no noise: remove secure.metrics, set evaluate.every = 0, "
+                "and judge the model on public data"
+            )
+        if self.secure.groups > 1 or self.secure.subsample < 1:
+            raise ValueError(
+                "a private job sums all devices and all elements at once: remove secure.groups and secure.subsample"
+            )
+        if self.privacy.delta * self.selection.min_devices >= 1:
+            raise ValueError("privacy.delta is the chance that the promise fails: state far less than 1 / devices")
+        if self.privacy.missing < self.secure.corrupt:
+            raise ValueError(
+                "devices that work with the coordinator add no noise: privacy.missing is at least secure.corrupt"
+            )
 
     def _check_rates(self) -> None:
-        """Whether a round of the fewest devices bears what the job says may go wrong."""
+        """Whether a round of the fewest devices, or the smallest of its groups, bears what the job says may go wrong."""
         try:
-            derive(self.selection.min_devices, self.secure.rates)
+            if (secure := self.secure).groups > 1:
+                derive(secure.min_group, bearing_one(secure.rates, secure.min_group))
+            else:
+                derive(self.selection.min_devices, secure.rates)
         except Unsupported as error:
             raise ValueError(error.message) from error
 
@@ -290,13 +286,18 @@ class JobSpec:
 
     @property
     def closing(self) -> Policy:
-        """When an exchange of this job closes. A secret sum bears no more dropout than it was laid out for."""
-        quorum = max(self.selection.quorum, 1 - self.secure.dropout if self.secure.enabled else 0.0)
-        chosen = self.selection
-        return Policy(chosen.round_timeout_s, quorum, chosen.wait_quantile, chosen.grace_s)
+        """When an exchange of this job closes. A secret sum bears no more dropout than it was laid out for; of several, one may be
+        lost, so they are not given up together, nor cut short.
+        """
+        chosen, least = self.selection, 1 - self.secure.dropout if self.secure.enabled else 0.0
+        if self.secure.groups > 1:
+            return Policy(chosen.round_timeout_s, chosen.quorum, max(chosen.wait_quantile, least), chosen.grace_s)
+        return Policy(chosen.round_timeout_s, max(chosen.quorum, least), chosen.wait_quantile, chosen.grace_s)
 
     @property
     def secret_metrics(self) -> Mapping[str, float]:
+        if self.privacy.enabled:
+            return {}
         known = BUILT_IN.get(self.client_app)
         return self.secure.metrics or (known.bounds if known else {})
 
@@ -315,8 +316,3 @@ class JobSpec:
 
     def prune_after(self, round_number: int) -> Prune | None:
         return next((step for step in self.prune if step.after_round == round_number), None)
-
-
-def _check_metrics(metrics: Mapping[str, float]) -> None:
-    if not all(0 < highest < math.inf for highest in metrics.values()):
-        raise ValueError("each metric has a positive largest value")

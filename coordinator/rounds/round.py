@@ -40,7 +40,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """`weight` is 0 where the sum is secret. Bytes are seen from the device."""
+    """`weight` is 0 where the sum is secret; `group`, from 1, is the secret group that it was in, 0 where there was one sum. Bytes
+    are seen from the device.
+    """
 
     device: DeviceId
     outcome: Outcome
@@ -49,6 +51,7 @@ class DeviceRow:
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
+    group: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,224 +1,137 @@
-"""One secure exchange: a batch of messages taken through the phases of `shared.secagg`, and what became of each device."""
+"""One secure exchange: a batch of messages taken through the phases of `shared.secagg`, group by group but all at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from coordinator.rounds.exchange import Fate, Outcome, Summary
-from coordinator.rounds.validate import LASTING, REJECTIONS
-from shared.errors import LocalError, Malformed, PeerError, ProtocolError, RoundAborted, ShoalError, Unsupported
-from shared.flower import APP_RAISED, inputs_digest, like, reply_for_all, to_numpy, unpack_bytes
-from shared.secagg.fields import Fields
-from shared.secagg.graph import derive
-from shared.secagg.messages import (
-    PACKED_TYPE,
-    RECORD,
-    VECTOR_RECORD,
-    Advert,
-    Coin,
-    Complaint,
-    Confirmation,
-    Deal,
-    Inbox,
-    Phase,
-    Reveal,
-    Shares,
-)
-from shared.secagg.quantize import Total, add_change, decode
-from shared.secagg.schema import Arrays, Schema
-from shared.secagg.server import Round
-from shared.secagg.setup import Group, Setup
-from shared.secagg.terms import GroupTerms, RoundTerms, rotation_of, to_bitmap
+from coordinator.rounds.broadcasts import Broadcast, next_broadcast
+from coordinator.rounds.exchange import Outcome, Summary
+from coordinator.rounds.secure_group import Asked, GroupExchange, Work
+from shared.errors import RoundAborted, ShoalError, Unsupported
+from shared.flower import inputs_digest, reply_for_all, to_numpy
+from shared.secagg.messages import Phase
+from shared.secagg.quantize import Total, add_change
+from shared.secagg.schema import Arrays
 
 if TYPE_CHECKING:
     from coordinator.rounds.secure_grid import SecureGrid
 
 SECURED = ("train", "evaluate")
-MAKING = (Phase.KEYS, Phase.COINS, Phase.SHARES)  # of a group; who fails here is not in it
-KEEPS_KEYS = LASTING | {
-    APP_RAISED
-}  # error codes: the app failed, the device goes on. Any other: it may have been restarted
-MAX_REASON = 500  # characters; a device wrote them
-Take = Callable[[int, Message], None]
+_ORDER = {phase: place for place, phase in enumerate(Phase)}
 
 
 @dataclass
-class MadeGroup:
-    """A group as the server uses it up: its seats by node id, letters that are still to be handed out, and the rounds gone by."""
+class _Running:
+    """A group on its way: what it waits for, and its sum in the end."""
 
-    group: Group
-    seats: Mapping[int, int]
-    inboxes: dict[int, Inbox]
-    rounds: int = 0
-
-    def fits(self, nodes: Sequence[int]) -> bool:
-        """Whether `nodes` are of this group, enough of it, and keys for a round are left."""
-        known = set(nodes) <= set(self.seats) and all(self.seats[node] in self.group.dealt for node in nodes)
-        return known and len(nodes) >= self.group.terms.fewest and self.rounds < self.group.terms.rounds
-
-    def next_number(self) -> int:
-        self.rounds += 1
-        return self.rounds
+    exchange: GroupExchange
+    first: Message  # of its requests: the reply answers it
+    steps: Generator[Asked, None, Total]
+    asked: Asked | None = None
+    total: Total | None = None
 
 
 @dataclass
 class Exchange:
-    """Outcomes are by node id. Who fails a phase is left out of all later ones."""
+    """The groups go through their phases in step: one batch of messages a phase, to all groups that are in it.
+
+    A group that comes to no sum is left out, while enough others are left.
+    """
 
     grid: "SecureGrid"
     batch: list[Message]
     timeout: float | None
-    outcomes: dict[int, Outcome] = field(init=False)
+    _groups: list[_Running] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         ordered = sorted(self.batch, key=lambda message: message.metadata.dst_node_id)
-        self._requests = {message.metadata.dst_node_id: message for message in ordered}
-        self.outcomes = dict.fromkeys(self._requests, Outcome(Fate.PRESENT))
-        self._false: dict[int, int] = {}  # node → how many could not use what it dealt
-        self._counted: set[int] = set()
-        self._complained: set[int] = set()
-        self._spoilt = False  # a device may have lost the group's keys, or cannot use what it was dealt
         self._deadline = None if self.timeout is None else self.grid.clock.monotonic() + self.timeout
-        self._category = category_of(ordered[0])
-        self._arrays_name, self._base = _only_arrays(ordered[0]) if self._category == "train" else ("", {})
-        self._settings = self.grid.settings(self._category)
-        self._inputs = _common_inputs(ordered, self.grid.client_app)
-        self._round_id = self.grid.ids()
-        self._schema(len(ordered))  # so that what cannot be summed is refused before any device hears of it
+        self._work = _work(self.grid, ordered)
+        self._drawn = self.grid.draw([message.metadata.dst_node_id for message in ordered])
+        parts = [
+            {m.metadata.dst_node_id: m for m in ordered if m.metadata.dst_node_id in part} for part in self._drawn.parts
+        ]
+        for size in {len(part) for part in parts}:
+            self._work.plan(
+                size, self.grid.config.rates.dropped(size)
+            )  # so that what cannot be summed is refused before any device hears of it
+        for part, made in zip(parts, self._drawn.usable(parts), strict=True):
+            group = GroupExchange(self.grid, self._work, part, made, self._drawn.rounds_left)
+            self._groups.append(_Running(group, next(iter(part.values())), group.steps()))
 
-    def run(self) -> Message:
+    def run(self) -> list[Message]:
+        """One reply for each group that came to a sum. Raises `RoundAborted` for too few of them."""
         try:
-            group = self.grid.usable_group(tuple(self._requests)) or self._make_group()
-            total = self._sum(group)
+            self._check_groups()
+            self._drive()
+            totals = [running.total for running in self._groups if running.total is not None]
+            settings = self._work.settings.after(*totals)
         except ShoalError as error:
-            self.grid.carried.group = None
+            self.grid.carried.drawn = None
             self._close(aborted=str(error))
             raise
-        self.grid.carried.settings[self._category] = self._settings.after(total)
-        self._close(weight=total.weight)
-        return reply_for_all(next(iter(self._requests.values())), self._mean(total))
+        self.grid.carried.settings[self._work.category] = settings
+        self.grid.carried.drawn = self._drawn.after([running.exchange for running in self._groups])
+        self._close(weight=sum(total.weight for total in totals))
+        return [reply_for_all(item.first, self._mean(item.total)) for item in self._groups if item.total is not None]
 
-    # ---- a group
+    # ---- the groups side by side
 
-    def _make_group(self) -> MadeGroup:
-        config, nodes = self.grid.config, tuple(self._requests)
-        if len(nodes) < config.quorum(len(nodes)):
-            raise RoundAborted(f"{len(nodes)} devices were selected, {config.quorum(len(nodes))} are needed")
-        derive(len(nodes), config.rates)  # raises where no graph bears the rates, before any device is asked
-        terms = GroupTerms(self.grid.ids(), len(nodes), config.group_rounds, config.rates)
-        setup = Setup(terms, self.grid.verifier)
-        seats = {node: seat for seat, node in enumerate(nodes, start=1)}
+    def _check_groups(self) -> None:
+        config, smallest = self.grid.config, min(len(running.exchange.outcomes) for running in self._groups)
+        if config.groups > 1 and smallest < config.min_group:
+            raise RoundAborted(f"{smallest} devices were selected, a group has {config.min_group} at least")
+        if len(self._groups) < self._needed:
+            raise RoundAborted(
+                f"the devices selected make {len(self._groups)} groups of at least {config.min_group}, "
+                f"{self._needed} are needed: select more"
+            )
+
+    @property
+    def _needed(self) -> int:
+        """Groups. Measuring is averaging, for which one is enough; a rule that combines updates may need more."""
+        return self.grid.config.least_groups if self._work.category == "train" else 1
+
+    def _drive(self) -> None:
+        for running in self._groups:
+            self._advance(running)
+        while waiting := [(running, running.asked) for running in self._groups if running.asked is not None]:
+            phase = min((asked.phase for _, asked in waiting), key=_ORDER.__getitem__)
+            now = [(running, asked) for running, asked in waiting if asked.phase is phase]
+            self._ask(phase, [asked for _, asked in now])
+            for running, _ in now:
+                self._advance(running)
+
+    def _ask(self, phase: Phase, questions: list[Asked]) -> None:
+        where = {node: asked for asked in questions for node in asked.waiting}
+        messages = [message for asked in questions for message in asked.messages]
+        for reply in self.grid.answers(messages, self._budget(phase)):
+            if (asked := where.get(reply.metadata.src_node_id)) is not None:
+                asked.take(reply)
+        for asked in questions:
+            asked.close()
+        self.grid.observer.phase(phase, self._outcomes())
+
+    def _advance(self, running: _Running) -> None:
+        """To the group's next question, or its end."""
+        running.asked = None
         try:
-            return self._agree(setup, seats)
-        finally:
-            self._blame(setup.false_dealers, {seat: node for node, seat in seats.items()})
+            running.asked = next(running.steps)
+        except StopIteration as end:
+            running.total = end.value
+        except RoundAborted as error:
+            if len(self._groups) == 1:
+                raise
+            running.exchange.close(used=False, reason=f"its group came to no sum: {error}")
+            left = sum(not item.exchange.failed for item in self._groups)
+            if left < self._needed:
+                raise RoundAborted(
+                    f"{left} of {len(self._groups)} groups are left, {self._needed} are needed: {error}"
+                ) from error
 
-    def _agree(self, setup: Setup, seats: Mapping[int, int]) -> MadeGroup:
-        terms, group_id = setup.terms.to_fields(), setup.terms.group_id
-        ask = _Asker(self, group_id, seats)
-        ask(Phase.KEYS, {seat: {**terms, "index": seat} for seat in seats.values()}, _taker(Advert, setup.add_advert))
-        members = setup.close_keys()
-        if members is not None:
-            ask(Phase.COINS, dict.fromkeys(members.leaves, members.to_fields()), _taker(Coin, setup.add_coin))
-            setup.close_coins()
-        near = {seat: setup.neighbourhood(seat).to_fields() for seat in setup.present}
-        ask(Phase.SHARES, near, _taker(Deal, setup.add_deal))
-        group, inboxes = setup.close_shares()
-        return MadeGroup(group, seats, inboxes)
-
-    # ---- a round
-
-    def _sum(self, made: MadeGroup) -> Total:
-        group, clients = made.group, made.group.terms.clients
-        seats = {node: made.seats[node] for node in self._present() if made.seats[node] in group.dealt}
-        schema = self._schema(clients)
-        present = frozenset(seats.values())
-        terms = RoundTerms(group.binding, made.next_number(), self._round_id, present, schema.digest, self._inputs)
-        server = Round(group, terms, schema, quorum=self.grid.config.quorum(len(self._requests)))
-        ask = _Asker(self, group.terms.group_id, made.seats)
-        try:
-            self._masked(made, server, ask)
-            self._unmask(server, ask, clients)
-            total = decode(schema, server.finish(self.grid.apply), len(server.counted))
-        finally:
-            self._blame(server.false_dealers, {seat: node for node, seat in made.seats.items()})
-        self._settle(set(seats))
-        self.grid.carried.group = None if self._false or self._spoilt else made
-        return total
-
-    def _schema(self, clients: int) -> Schema:
-        return self._settings.schema(clients, self._base, rotation_of(self._round_id))
-
-    def _masked(self, made: MadeGroup, server: Round, ask: "_Asker") -> None:
-        terms, inboxes = server.terms, made.inboxes
-        common = {
-            **self._settings.to_fields(),
-            "number": terms.number,
-            "round_id": terms.round_id,
-            "present": to_bitmap(terms.present, made.group.terms.clients),
-            "schema_digest": terms.schema_digest,
-            "inputs_digest": terms.inputs_digest,
-        }
-        work = {seat: {**common, **(inboxes[seat].to_fields() if seat in inboxes else {})} for seat in terms.present}
-
-        def take(seat: int, reply: Message) -> None:
-            answer = reply.content.get(RECORD)
-            if isinstance(answer, ConfigRecord) and Complaint.FIELD in answer:
-                server.add_complaint(seat, Complaint.from_fields(dict(answer)))
-                node = ask.nodes[seat]
-                self._fail(node, Fate.DROPPED, f"{Phase.MASKED}: it could not use the shares that it was dealt")
-                self._complained.add(node)
-                self._spoilt = True
-                return
-            record = reply.content.get(VECTOR_RECORD)
-            if not isinstance(record, ArrayRecord) or list(record) != [VECTOR_RECORD]:
-                raise Malformed("the reply holds no masked vector")
-            server.add_vector(seat, unpack_bytes(record[VECTOR_RECORD], PACKED_TYPE))
-
-        ask(Phase.MASKED, work, take)
-        self._counted = {ask.nodes[seat] for seat in server.counted}
-        made.inboxes = {seat: inbox for seat, inbox in inboxes.items() if seat not in server.counted}
-
-    def _unmask(self, server: Round, ask: "_Asker", clients: int) -> None:
-        counted = server.close_masked()
-        said = {"counted": to_bitmap(counted, clients)}
-        ask(Phase.CONFIRMED, dict.fromkeys(sorted(counted), said), _taker(Confirmation, server.add_confirmation))
-        witness = {seat: item.to_fields() for seat, item in server.close_confirmed().items()}
-        ask(Phase.UNMASKED, witness, _taker(Reveal, server.add_reveal))
-        requests = {seat: item.to_fields() for seat, item in server.close_unmasked().items()}
-        if requests:
-            ask(Phase.RECOVERED, requests, _taker(Shares, server.add_shares))
-
-    # ---- what becomes of devices
-
-    def judge(self, phase: Phase, node: int, seat: int, reply: Message, take: Take) -> None:
-        """One answer. What it is worth is up to `take`."""
-        if reply.has_error():
-            fate = Fate.REJECTED if reply.error.code in REJECTIONS else Fate.DROPPED
-            self._spoilt |= phase not in MAKING and reply.error.code not in KEEPS_KEYS
-            self._fail(node, fate, f"{phase}: {reply.error.reason or 'failed without a reason'}", reply.error.code)
-            return
-        try:
-            take(seat, reply)
-        except LocalError:
-            raise
-        except PeerError as error:
-            self._fail(node, Fate.REJECTED, f"{phase}: {error}")
-        except Exception as error:  # noqa: BLE001  # whatever one device sends costs that device only
-            self._fail(node, Fate.REJECTED, f"{phase}: an answer that cannot be read ({type(error).__name__})")
-
-    def fail(self, phase: Phase, node: int) -> None:
-        """No answer came."""
-        self._spoilt |= phase not in MAKING
-        self._fail(node, Fate.DROPPED, f"no answer in the phase {phase}")
-
-    def _fail(self, node: int, fate: Fate, reason: str, code: int = 0) -> None:
-        """A device whose vector was taken stays counted, whatever it does afterwards."""
-        self.outcomes[node] = Outcome(Fate.PRESENT if node in self._counted else fate, reason[:MAX_REASON], code)
-
-    def budget(self, phase: Phase) -> float:
+    def _budget(self, phase: Phase) -> float:
         """Seconds that a phase may take. Raises `RoundAborted` when none are left."""
         left = float("inf") if self._deadline is None else self._deadline - self.grid.clock.monotonic()
         if left <= 0:
@@ -227,95 +140,64 @@ class Exchange:
             )
         return self.grid.config.timeouts.budget(phase, left)
 
-    def message(self, phase: Phase, node: int, fields: Fields) -> Message:
-        """A phase's question to one device. Only the masked phase carries what the app is to work on."""
-        request = self._requests[node]
-        original = dict(request.content.items()) if phase is Phase.MASKED else {}
-        return like(request, RecordDict({**original, RECORD: ConfigRecord({**fields, "phase": str(phase)})}))
+    # ---- how it ends
 
-    def _present(self) -> list[int]:
-        return [node for node, outcome in self.outcomes.items() if outcome.fate is Fate.PRESENT]
-
-    def _blame(self, dealers: Mapping[int, int], nodes: Mapping[int, int]) -> None:
-        self._false.update({nodes[seat]: said for seat, said in dealers.items()})
-
-    def _settle(self, masked: set[int]) -> None:
-        """The final table, once there is a sum. `masked` took part in the round: the masks of those that then failed were taken
-        out.
-        """
-        for node, outcome in self.outcomes.items():
-            if node in self._counted:
-                self.outcomes[node] = Outcome(Fate.COUNTED, outcome.reason)
-            elif node in masked and outcome.fate is Fate.DROPPED:
-                self.outcomes[node] = Outcome(Fate.RECOVERED, outcome.reason)
+    def _outcomes(self) -> dict[int, Outcome]:
+        found = {node: item for running in self._groups for node, item in running.exchange.outcomes.items()}
+        return dict(sorted(found.items()))
 
     def _close(self, *, weight: int = 0, aborted: str = "") -> None:
-        for node, said in self._false.items():
-            counted = self.outcomes[node].fate is Fate.COUNTED
-            reason = (
-                f"dealt shares that {said} devices could not use" if said else "dealt shares that do not fit together"
-            )
-            self.outcomes[node] = Outcome(Fate.COUNTED if counted else Fate.REJECTED, reason)
-        if aborted:
-            for node, item in self.outcomes.items():
-                if item.fate is Fate.PRESENT or (node in self._complained and item.fate is Fate.DROPPED):
-                    self.outcomes[node] = Outcome(Fate.ABANDONED, item.reason)
-        liars = tuple(self._false)
-        summary = Summary(self._round_id, self._category, dict(self.outcomes), weight, aborted, liars)
+        groups = [running.exchange for running in self._groups]
+        for running in self._groups:
+            running.steps.close()
+        for group in groups:
+            if not group.failed:
+                group.close(used=not aborted)
+        liars = tuple(node for group in groups for node in group.false_dealers)
+        numbered = {node: number for number, group in enumerate(groups, start=1) for node in group.outcomes}
+        seated = numbered if len(groups) > 1 else {}
+        work = self._work
+        summary = Summary(work.round_id, work.category, self._outcomes(), weight, aborted, liars, seated)
         self.grid.observer.closed(summary)
 
     def _mean(self, total: Total) -> RecordDict:
-        metrics = MetricRecord({self._settings.weight_key: total.weight, **total.metrics})
-        if self._category != "train":
+        metrics = MetricRecord({self._work.settings.weight_key: total.weight, **total.metrics})
+        if self._work.category != "train":
             return RecordDict({"metrics": metrics})
         arrays = {
-            name: Array(add_change(str(base.dtype), base, total.changes[name])) for name, base in self._base.items()
+            name: Array(add_change(str(base.dtype), base, total.changes[name]))
+            for name, base in self._work.base.items()
         }
-        return RecordDict({self._arrays_name: ArrayRecord(arrays), "metrics": metrics})
-
-
-class _Asker:
-    """Puts one question to each seat of a group and has its answer taken."""
-
-    def __init__(self, exchange: Exchange, group_id: str, seats: Mapping[int, int]) -> None:
-        self._exchange = exchange
-        self._group_id = group_id
-        self._seats = seats
-        self.nodes = {seat: node for node, seat in seats.items()}
-
-    def __call__(self, phase: Phase, questions: Mapping[int, Fields], take: Take) -> None:
-        exchange, grid = self._exchange, self._exchange.grid
-        waiting = {self.nodes[seat] for seat in questions}
-        messages = [
-            exchange.message(phase, self.nodes[seat], {**fields, "group_id": self._group_id})
-            for seat, fields in questions.items()
-        ]
-        for reply in grid.inner.send_and_receive(messages, timeout=exchange.budget(phase)):
-            node = reply.metadata.src_node_id
-            if node not in waiting:
-                continue  # a stranger, or a second answer
-            waiting.discard(node)
-            exchange.judge(phase, node, self._seats[node], reply, take)
-        for node in waiting:
-            exchange.fail(phase, node)
-        grid.observer.phase(phase, dict(exchange.outcomes))
-
-
-def _taker(kind: Any, take: Callable[[Any], None]) -> Take:
-    """Reads an answer as `kind`, which says whose seat it is for, and hands it on."""
-
-    def read(seat: int, reply: Message) -> None:
-        answer = kind.from_fields(_fields(reply))
-        claimed = answer.index if hasattr(answer, "index") else answer.sender
-        if seat != claimed:
-            raise ProtocolError(f"a device in seat {seat} answers for seat {claimed}")
-        take(answer)
-
-    return read
+        return RecordDict({self._work.arrays_name: ArrayRecord(arrays), "metrics": metrics})
 
 
 def category_of(message: Message) -> str:
     return str(message.metadata.message_type).partition(".")[0]
+
+
+def _work(grid: "SecureGrid", messages: list[Message]) -> Work:
+    """What the messages ask. Raises `Unsupported` for what cannot be summed."""
+    category = category_of(messages[0])
+    settings = grid.settings(category)
+    if settings.privacy and category != "train":
+        raise Unsupported("a private job measures nothing on devices: what they would tell has no noise")
+    name, base = _only_arrays(messages[0]) if category == "train" else ("", {})
+    contents = [message.content for message in messages]
+    broadcast = _broadcast(grid, messages[0])
+    if broadcast is not None:
+        _common_inputs(contents, messages[0], grid.client_app)
+        contents = [broadcast.whole_of(contents[0])]
+    inputs = _common_inputs(contents, messages[0], grid.client_app)
+    return Work(grid.ids(), category, settings, inputs, name, base, broadcast)
+
+
+def _broadcast(grid: "SecureGrid", message: Message) -> Broadcast | None:
+    """How the one model that the messages hold is sent; None: whole."""
+    if not grid.config.delta_broadcast or len(message.content.array_records) != 1:
+        return None
+    ((name, record),) = message.content.array_records.items()
+    grid.carried.broadcast = next_broadcast(name, record, grid.carried.broadcast)
+    return grid.carried.broadcast
 
 
 def _only_arrays(message: Message) -> tuple[str, Arrays]:
@@ -326,19 +208,12 @@ def _only_arrays(message: Message) -> tuple[str, Arrays]:
     return name, {key: to_numpy(array) for key, array in record.items()}
 
 
-def _common_inputs(messages: list[Message], client_app: str) -> str:
+def _common_inputs(contents: list[RecordDict], asked: Message, client_app: str) -> str:
     """The digest of what every device gets. Raises `Unsupported` unless it is one and the same."""
-    kind = messages[0].metadata.message_type
-    found = {inputs_digest(message.content, message_type=kind, client_app=client_app) for message in messages}
+    kind = asked.metadata.message_type
+    found = {inputs_digest(content, message_type=kind, client_app=client_app) for content in contents}
     if len(found) != 1:
         raise Unsupported(
             "secure aggregation sends the same arrays and settings to every device: answers to others have no common mean"
         )
     return str(found.pop())
-
-
-def _fields(reply: Message) -> Fields:
-    record = reply.content.get(RECORD)
-    if not isinstance(record, ConfigRecord):
-        raise Malformed(f"the reply holds no record {RECORD!r}: is the device's app built with the secure mod?")
-    return dict(record)

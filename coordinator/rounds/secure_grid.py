@@ -5,40 +5,97 @@ arrays plus the mean change, in their own dtypes and shapes; integers to the nea
 strategy that only averages cannot tell the difference; `linear.require_linear` refuses the others. The clients' half is
 `edge_agent.secure_mod`.
 
-The devices of an exchange make a group first: keys and shares for `SecureConfig.group_rounds` rounds. Later exchanges over
-them, or over enough of them, take the group's next round at once: three exchanges of messages instead of six. A group ends when
-its rounds are used up, when somebody is invited that is not of it, and when one of its devices may no longer have its keys,
-because it refused or did not answer, or cannot use what it was dealt: kept, it would cost that device the next round too.
+With `SecureConfig.groups` the devices are split at random into secret groups, each summed apart, and there is a reply for each.
+Averaged by weight they give the one; robust strategies of Flower's (median, trimmed mean, Krum) compare them instead, so that a
+poisoned device moves one of them. A device learns who is in its own group, and nothing of the others.
+
+A group makes keys and shares first, for `SecureConfig.group_rounds` rounds. Later exchanges over its devices, or over enough of
+them, take its next round at once: three exchanges of messages instead of six. Its keys end when its rounds are used up, when
+somebody is invited that is not of it, and when one of its devices may no longer have its keys, because it refused or did not
+answer, or cannot use what it was dealt: kept, it would cost that device the next round too. Who is in which group stays for as
+many exchanges as keys are made for, unless a group came to no sum or a new device is invited: sums over ever other sets of the
+same devices would tell ever more of each.
 """
 
+import os
+import random
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from coordinator.rounds import grouping
+from coordinator.rounds.broadcasts import Broadcast
 from coordinator.rounds.exchange import ExchangeObserver, NullObserver, SecureConfig
-from coordinator.rounds.secure_exchange import SECURED, Exchange, MadeGroup, category_of
+from coordinator.rounds.secure_exchange import SECURED, Exchange, category_of
+from coordinator.rounds.secure_group import GroupExchange, MadeGroup
 from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.clock import Clock, SystemClock
 from shared.errors import Unsupported
 from shared.secagg.keys import Verifier
 from shared.secagg.server import Apply
+from shared.secagg.shamir import Entropy
 from shared.secagg.terms import Settings
+
+_RANDOM = random.SystemRandom()  # nobody can foresee who is with whom
 
 
 def new_id() -> str:
     return secrets.token_hex(16)
 
 
+def shuffled(nodes: Sequence[int]) -> Sequence[int]:
+    return _RANDOM.sample(nodes, len(nodes))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Groups of node ids as they were drawn, the keys that each has, if any, and for how many exchanges they are to last."""
+
+    parts: tuple[frozenset[int], ...]
+    made: tuple[MadeGroup | None, ...]
+    rounds_left: int
+
+    def serves(self, nodes: Sequence[int], least: int) -> bool:
+        """Whether an exchange over `nodes` may go by it: also where one of several groups has to make new keys."""
+        if not frozenset(nodes) <= frozenset().union(*self.parts):
+            return False
+        if len(self.parts) == 1:
+            return self.made[0] is not None and self.made[0].fits(nodes)
+        return self.rounds_left > 0 and all(len(part.intersection(nodes)) >= least for part in self.parts)
+
+    def usable(self, parts: Sequence[Mapping[int, Message]]) -> list[MadeGroup | None]:
+        """The keys that are good for these devices of each group."""
+        return [made if made and made.fits(tuple(part)) else None for made, part in zip(self.made, parts, strict=True)]
+
+    def after(self, groups: Sequence[GroupExchange]) -> "Drawn | None":
+        """What an exchange leaves of it. A group that came to no sum might come to none again: another draw mixes its devices."""
+        if any(group.failed for group in groups):
+            return None
+        return replace(self, made=tuple(group.made for group in groups), rounds_left=self.rounds_left - 1)
+
+
 @dataclass
 class Carried:
-    """What one exchange leaves to the next: a group with keys for more rounds, and how large elements are, by kind of exchange."""
+    """What one exchange leaves to the next: groups, with keys for more rounds, how large elements are, by kind of exchange, and the
+    model that devices were given last.
+    """
 
-    group: MadeGroup | None = None
+    drawn: Drawn | None = None
     settings: dict[str, Settings] = field(default_factory=dict)
+    broadcast: Broadcast | None = None
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A Grid that need not hold all replies of an exchange at once."""
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """As `send_and_receive`; each reply as it comes, and its content need not outlive the next."""
+        ...
 
 
 class SecureGrid(Grid):
@@ -46,7 +103,8 @@ class SecureGrid(Grid):
 
     `client_app` is what the devices run, under the name that their secure mods were given; part of what they agree on. `apply`
     adds masks to a sum: by default on every core that the process may use. `carried` outlives this object where a job makes one
-    for each exchange.
+    for each exchange. `shuffle` puts devices in a random order, in which they are dealt into groups. `entropy` is for noise that
+    the server adds.
     """
 
     def __init__(
@@ -61,6 +119,8 @@ class SecureGrid(Grid):
         client_app: str = "",
         carried: Carried | None = None,
         apply: Apply = apply_masks_on_all_cores,
+        shuffle: grouping.Shuffle = shuffled,
+        entropy: Entropy = os.urandom,
     ) -> None:
         self.inner = inner
         self.config = config
@@ -70,7 +130,9 @@ class SecureGrid(Grid):
         self.ids = ids
         self.client_app = client_app
         self.apply = apply
+        self.entropy = entropy
         self.carried = carried or Carried()
+        self.shuffle = shuffle
 
     def set_run(self, run: Any) -> None:
         self.inner.set_run(run)
@@ -99,19 +161,29 @@ class SecureGrid(Grid):
         return self.inner.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """One reply for a train or evaluate exchange, replies as they are for a query. `timeout` covers all phases, in seconds."""
+        """One reply a group for a train or evaluate exchange, replies as they are for a query. `timeout` covers all phases, in
+        seconds.
+        """
         batch = list(messages)
         kinds = {message.metadata.message_type for message in batch}
         if not any(category_of(message) in SECURED for message in batch):
             return self.inner.send_and_receive(batch, timeout=timeout)
         if len(kinds) > 1 or len({message.metadata.dst_node_id for message in batch}) != len(batch):
             raise Unsupported("a secure exchange sends one message of one type to each device")
-        return [Exchange(self, batch, timeout).run()]
+        return Exchange(self, batch, timeout).run()
+
+    def answers(self, messages: list[Message], timeout: float) -> Iterable[Message]:
+        """Of the inner grid: as they come if it can, so that one masked vector is in memory at a time."""
+        ask = self.inner.stream if isinstance(self.inner, Streaming) else self.inner.send_and_receive
+        return ask(messages, timeout=timeout)
 
     def settings(self, category: str) -> Settings:
         return self.carried.settings.get(category) or self.config.settings(category)
 
-    def usable_group(self, nodes: Sequence[int]) -> MadeGroup | None:
-        """The group at hand, if it has keys for another round over `nodes`."""
-        group = self.carried.group
-        return group if group is not None and group.fits(nodes) else None
+    def draw(self, nodes: Sequence[int]) -> Drawn:
+        """The groups of an exchange over `nodes`: those at hand, if they serve."""
+        drawn, config = self.carried.drawn, self.config
+        if drawn is not None and drawn.serves(nodes, config.min_group):
+            return drawn
+        count = grouping.how_many(len(nodes), config.groups, config.min_group)
+        return Drawn(grouping.split(nodes, count, self.shuffle), (None,) * count, config.group_rounds)

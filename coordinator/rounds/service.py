@@ -16,6 +16,7 @@ from coordinator.rounds.grid import Fleet
 from coordinator.rounds.loop import JobLoop, Workshop, reason_of
 from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, ModelState, Traffic
+from coordinator.rounds.privacy import forecast, ledger_of
 from coordinator.rounds.round import DeviceRef, Event, Job, RoundRow
 from coordinator.rounds.shelf import Shelf, arrays_of
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
@@ -168,6 +169,12 @@ class JobService:
     def jobs(self) -> list[Job]:
         return self._store.jobs()
 
+    def spent(self, job: Job) -> float:
+        """The epsilon of all rounds so far, attempts that failed included; 0 for a job that is not private. Raises `Corrupt`."""
+        spec = JobSpec.accepted(job.toml)
+        privacy = spec.privacy.terms(spec.rounds)
+        return ledger_of(job.id, privacy, self._store.events(job.id)).spent if privacy else 0.0
+
     def rounds(self, id_or_name: str) -> list[RoundRow]:
         return self._store.rounds(self._store.job(id_or_name).id)
 
@@ -284,12 +291,17 @@ def _checked_start(start: ModelState) -> ArrayRecord:
 
 def _check_sum(spec: JobSpec, arrays: ArrayRecord, members: int) -> None:
     """Raises `Unsupported` for what cannot be summed in secret: an odd dtype, more devices at once than a group holds or than the
-    job's rates bear.
+    job's rates bear, a privacy that no noise gives.
     """
     if spec.secure.enabled:
         most = max(spec.selection.how_many(members), spec.selection.min_devices)
         if most > MAX_CLIENTS:
             raise Unsupported(f"a secret sum is over {MAX_CLIENTS:,} devices at most: lower selection.fraction")
-        derive(most, spec.secure.rates)
-        settings = strategies.secure_config(spec).settings("train")
-        settings.schema(most, {name: to_numpy(array) for name, array in arrays.items()}, rotation_of(""))
+        config = strategies.secure_config(spec)
+        largest = config.sizes(most)[0]
+        derive(largest, config.rates_in(largest))
+        values = {name: to_numpy(array) for name, array in arrays.items()}
+        if spec.privacy.enabled:
+            forecast(spec, values, spec.selection.min_devices)  # the fewest: each must add the most
+            forecast(spec, values, most)
+        config.settings("train").schema(largest, values, rotation_of(""))

@@ -12,9 +12,10 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from coordinator.rounds.exchange import SecureConfig
-from coordinator.rounds.linear import require_linear
+from coordinator.rounds.exchange import Bounds, SecureConfig
+from coordinator.rounds.linear import least_groups, require_linear
 from coordinator.rounds.plan import JobSpec
+from coordinator.rounds.secrecy import MIN_CLIENTS
 from shared.errors import ConfigError
 from shared.flower import to_numpy
 from shared.settings import Scalar
@@ -53,12 +54,33 @@ _MOMENTA = ("m_t", "v_t")
 def build(spec: JobSpec) -> FedAvg:
     """The job's strategy. Raises `ConfigError` for an unknown name or option, `Unsupported` for one that needs single updates
     while the job sums in secret."""
+    strategy = _made(spec)
+    if spec.secure.enabled:
+        config = secure_config(spec)
+        require_linear(strategy, config)
+        _check_groups(spec, config)
+    return strategy
+
+
+def _check_groups(spec: JobSpec, config: SecureConfig) -> None:
+    """Whether the fewest devices that a round begins with make enough groups. Raises `ConfigError`."""
+    fewest = config.least_groups * config.min_group
+    if config.groups > 1 and spec.selection.min_devices < fewest:
+        raise ConfigError(
+            f"{spec.strategy.name} needs {config.least_groups} groups of at least {config.min_group} devices: set it to {fewest} "
+            "or more",
+            path="job.selection.min_devices",
+        )
+
+
+def _made(spec: JobSpec) -> FedAvg:
+    """Raises `ConfigError`."""
     kind = _CLASSES.get(spec.strategy.name)
     if kind is None:
         raise ConfigError(
             f"unknown strategy {spec.strategy.name!r}; one of {', '.join(NAMES)}", path="job.strategy.name"
         )
-    strategy = kind(
+    return kind(
         fraction_train=1.0,
         fraction_evaluate=1.0,
         min_train_nodes=spec.selection.min_devices,
@@ -66,25 +88,32 @@ def build(spec: JobSpec) -> FedAvg:
         min_available_nodes=1,
         **_options(kind, spec.strategy.options),
     )
-    if spec.secure.enabled:
-        require_linear(strategy, secure_config(spec))
-    return strategy
 
 
 def secure_config(spec: JobSpec) -> SecureConfig:
-    """The job's [secure] section, as SecureGrid takes it."""
+    """The job's [secure] section, as SecureGrid takes it. Raises `Unsupported` for a strategy that nothing could come of."""
     exchanges = spec.rounds * (2 if spec.evaluate.every else 1)
     return SecureConfig(
-        min_clients=3,
+        min_clients=MIN_CLIENTS,
+        groups=spec.secure.groups,
+        min_group=spec.secure.min_group,
+        least_groups=min(least_groups(_made(spec)), spec.secure.groups),
         rates=spec.secure.rates,
         group_rounds=min(spec.secure.key_rounds, exchanges),
         bits=spec.secure.bits,
-        feedback=spec.secure.error_feedback,
+        feedback=spec.secure.error_feedback and not spec.privacy.enabled,
+        subsample=spec.secure.subsample,
+        delta_broadcast=spec.secure.delta_broadcast,
         clip_range=spec.secure.clip_range,
         max_weight=spec.secure.max_weight,
-        train_metrics={name: (0.0, highest) for name, highest in spec.secret_metrics.items()},
-        evaluate_metrics={name: (0.0, highest) for name, highest in spec.evaluate.metrics.items()},
+        train_metrics=_bounds(spec.secret_metrics),
+        evaluate_metrics={} if spec.privacy.enabled else _bounds(spec.evaluate.metrics),
+        privacy=spec.privacy.terms(spec.rounds),
     )
+
+
+def _bounds(metrics: Mapping[str, float]) -> Bounds:
+    return {name: (0.0, highest) for name, highest in metrics.items()}
 
 
 def _options(kind: type[FedAvg], options: Mapping[str, Scalar]) -> dict[str, Any]:

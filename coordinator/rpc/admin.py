@@ -11,6 +11,7 @@ from coordinator.fleet.device import Device
 from coordinator.fleet.registry import Registry
 from coordinator.releases.rollouts import RolloutService
 from coordinator.releases.service import ReleaseService
+from coordinator.rounds.round import Job
 from coordinator.rounds.service import JobService
 from coordinator.rounds.states import JOB_ENDED
 from coordinator.rpc import admin_views as views
@@ -150,17 +151,20 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
         job = await self._audited(
             "job.submit", lambda: self._jobs.submit(request.toml, request.idempotency_key), lambda made: made.id
         )
-        return views.job(job)
+        return await self._job(job)
 
     async def ListJobs(self, request: admin_pb2.ListJobsRequest, context: Any) -> admin_pb2.ListJobsResponse:
         return admin_pb2.ListJobsResponse(jobs=[views.job(job) for job in await asyncio.to_thread(self._jobs.jobs)])
 
     async def GetJob(self, request: admin_pb2.JobRequest, context: Any) -> admin_pb2.Job:
-        return views.job(await asyncio.to_thread(self._jobs.job, request.job))
+        return await self._job(await asyncio.to_thread(self._jobs.job, request.job))
 
     async def StopJob(self, request: admin_pb2.JobRequest, context: Any) -> admin_pb2.Job:
         job = await self._audited("job.stop", lambda: self._jobs.stop(request.job), lambda stopped: stopped.id)
-        return views.job(job)
+        return await self._job(job)
+
+    async def _job(self, job: Job) -> admin_pb2.Job:
+        return views.job(job, spent=await asyncio.to_thread(self._jobs.spent, job))
 
     async def WatchJob(self, request: admin_pb2.JobRequest, context: Any) -> AsyncIterator[admin_pb2.JobEvent]:
         job, last = await asyncio.to_thread(self._jobs.job, request.job), 0

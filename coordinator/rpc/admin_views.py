@@ -90,7 +90,7 @@ def model(release: Release) -> admin_pb2.Model:
     )
 
 
-def job(item: Job) -> admin_pb2.Job:
+def job(item: Job, *, spent: float = 0.0) -> admin_pb2.Job:
     spec = JobSpec.accepted(item.toml)
     return admin_pb2.Job(
         id=item.id,
@@ -106,6 +106,10 @@ def job(item: Job) -> admin_pb2.Job:
         toml=item.toml,
         model=spec.model,
         release=item.release,
+        privacy=spec.privacy.mechanism if spec.privacy.enabled else "",
+        epsilon=spec.privacy.epsilon if spec.privacy.enabled else 0.0,
+        delta=spec.privacy.delta if spec.privacy.enabled else 0.0,
+        epsilon_spent=spent,
     )
 
 
@@ -144,6 +148,7 @@ def _round_device(row: DeviceRow, names: Names) -> admin_pb2.RoundDevice:
         bytes_down=row.bytes_down,
         bytes_up=row.bytes_up,
         seconds=row.seconds,
+        group=row.group,
     )
 
 

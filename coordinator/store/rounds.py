@@ -265,6 +265,7 @@ def _device_values(row: RoundRow, device: DeviceRow) -> dict[str, Any]:
         "bytes_down": device.bytes_down,
         "bytes_up": device.bytes_up,
         "seconds": device.seconds,
+        "group_number": device.group,
     }
 
 
@@ -288,5 +289,12 @@ def _round(row: Row[Any], devices: Sequence[Row[Any]]) -> RoundRow:
 
 def _device(row: Row[Any]) -> DeviceRow:
     return DeviceRow(
-        DeviceId(row.device_id), Outcome(row.outcome), row.reason, row.weight, row.bytes_down, row.bytes_up, row.seconds
+        DeviceId(row.device_id),
+        Outcome(row.outcome),
+        row.reason,
+        row.weight,
+        row.bytes_down,
+        row.bytes_up,
+        row.seconds,
+        row.group_number,
     )

@@ -184,6 +184,7 @@ round_devices = Table(
     Column("bytes_down", BigInteger, nullable=False),
     Column("bytes_up", BigInteger, nullable=False),
     Column("seconds", Float, nullable=False),
+    Column("group_number", Integer, nullable=False),  # 0: one sum for all
 )
 
 # ---- releases

@@ -94,6 +94,13 @@ class Renewal:
         self._credentials._adopt(self._identity)
 
 
+def store_identity(folder: Path, identity: DeviceIdentity, ca_der: bytes) -> None:
+    """An identity folder for a device that is enrolled with no coordinator: enough for secure aggregation, not for a session."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(folder / _AUTHORITY, ca_der)
+    store_pair(folder, identity, ca_der)
+
+
 def store_pair(folder: Path, identity: DeviceIdentity, ca_der: bytes) -> None:
     """Make a pair current by one rename. Raises `Corrupt` when key and certificate do not belong together, `StorageFull`."""
     place = folder / f"pair-{secrets.token_hex(4)}"

@@ -38,7 +38,9 @@ Mod = Callable[..., Any]
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Folders of one device. `require_secure`: nothing plain, whatever the task says."""
+    """Folders of one device. `require_secure`: nothing plain, whatever the task says. `max_epsilon`, if not 0: nothing at all but
+    rounds in which devices add noise, and of those only so many.
+    """
 
     home: Path
     identity: Path
@@ -48,6 +50,8 @@ class WorkerSettings:
     device: str = "cpu"
     require_secure: bool = False
     min_group: int = 3
+    max_epsilon: float = 0.0
+    max_epsilon_delta: float = 1e-6
     log_level: str = "info"
     log_json: bool = False
 
@@ -107,15 +111,20 @@ class Worker:
         return self._apps[key]
 
     def _secure_mod(self, client_app: str, plain_allowed: bool) -> Mod:
+        from edge_agent.config import Home
+        from edge_agent.flower_node import read_identity
+        from edge_agent.ledger import FileLedgers
         from edge_agent.secure_mod import ModPolicy, make_secure_mod
-        from shared.clock import SystemClock
-        from shared.secagg.policy import Policy
-        from shared.signing.identity import DeviceIdentity, FleetVerifier
+        from edge_agent.storage import DataStore
+        from shared.privacy.accountant import Budget
+        from shared.secagg.policy import Policy, PrivacyPolicy
 
-        ca_der = (self._settings.identity / "authority.der").read_bytes()
-        identity = DeviceIdentity.load(self._settings.identity / "current", ca_der)
-        policy = ModPolicy(Policy(min_clients=self._settings.min_group), allow_plain=plain_allowed)
-        return make_secure_mod(identity, FleetVerifier(ca_der, SystemClock().now), policy, client_app=client_app)
+        settings = self._settings
+        identity, verifier = read_identity(settings.identity)
+        own = Budget(settings.max_epsilon, settings.max_epsilon_delta) if settings.max_epsilon else None
+        policy = ModPolicy(Policy(settings.min_group), allow_plain=plain_allowed, privacy=PrivacyPolicy(own))
+        ledgers = FileLedgers(Home(settings.home).ledger, DataStore(settings.data).epochs, own)
+        return make_secure_mod(identity, verifier, policy, client_app=client_app, ledgers=ledgers)
 
     def _measure(self, message: "Message", context: "Context", call_next: Any) -> "Message":
         """The innermost mod: what the app itself measured."""

@@ -15,16 +15,19 @@ MAX_SQUARED_NORM = 1 << 62
 MAX_COUNT = 1 << 40  # of contributors, and of dimensions
 
 
-def contributors(clients: int, missing: float) -> int:
-    """How many of `clients` surely add their noise when a share `missing` drops out, adds none or tells the server what it added.
+def contributors(clients: int, missing: float, dropped: int = 0) -> int:
+    """How many of a round's `clients` surely add noise that the server does not know, when `dropped` of them may go uncounted and a
+    share `missing` of them all adds none or tells the server what it added. Those may well be counted.
 
     Raises `Unsupported` if that leaves nobody.
     """
     if not 0 <= missing < 1:
         raise Unsupported("the share of devices that add no noise is from 0 to below 1")
-    certain = clients - math.ceil(missing * clients)
+    certain = clients - dropped - math.ceil(missing * clients)
     if certain < 1:
-        raise Unsupported(f"of {clients} devices none surely adds noise: select more, or state a smaller missing share")
+        raise Unsupported(
+            f"of {clients} devices none surely adds noise: select more, or state a smaller missing or dropout share"
+        )
     return certain
 
 

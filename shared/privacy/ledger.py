@@ -2,11 +2,13 @@
 
 A spend is recorded before its noise is drawn, under the id of the one round that it is drawn for. To record it again is no second
 spend, so a message that comes twice costs nothing; but whoever draws noise twice under one id spends what no ledger saw: a round
-that is run again has an id of its own. Examples of an older epoch that are trained on again (replay) spend that epoch's budget too.
+that is run again has an id of its own. Examples of an older epoch that are trained on again (replay) spend that epoch's budget too:
+`charged` is for a round over several.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,6 +29,16 @@ class Spend:
     job: str
     round_id: str
     event: Event
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One round of a job, and the budget that the job keeps to over all its rounds."""
+
+    job: str
+    round_id: str
+    event: Event
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Ledger:
         )
 
     def to_json(self) -> str:
-        rows = [{"job": item.job, "round_id": item.round_id, **_row(item.event)} for item in self.spends]
+        rows = [{"job": item.job, "round_id": item.round_id, **event_to_row(item.event)} for item in self.spends]
         whole = {"epoch": self.epoch, **asdict(self.budget), "spends": rows}
         return json.dumps(whole, separators=(",", ":"), allow_nan=False)
 
@@ -107,6 +119,36 @@ class Ledger:
             ) from error
 
 
+def charged(
+    ledgers: Mapping[str, Ledger], epochs: Iterable[str], charge: Charge, own: Budget | None = None
+) -> dict[str, Ledger]:
+    """`ledgers`, by epoch, with one round recorded in that of each of `epochs`. The job keeps to its budget in each; all jobs
+    together keep to `own`, if there is one.
+
+    Raises `Conflict` if an epoch would be overspent, or if the round is in a ledger already: its noise may have been drawn. Nothing
+    is changed then.
+    """
+    after, known = dict(ledgers), dict[tuple[Spend, ...], tuple[Spend, ...]]()
+    for epoch in sorted(epochs):
+        spends = ledgers[epoch].spends if epoch in ledgers else ()
+        if spends not in known:  # files that came together have spent alike
+            known[spends] = _with(epoch, spends, charge, own)
+        after[epoch] = Ledger(epoch, own or charge.budget, known[spends])
+    return after
+
+
+def _with(epoch: str, spends: tuple[Spend, ...], charge: Charge, own: Budget | None) -> tuple[Spend, ...]:
+    of_job = tuple(item for item in spends if item.job == charge.job)
+    if any(item.round_id == charge.round_id for item in of_job):
+        raise Conflict(
+            f"noise for round {charge.round_id} of {charge.job} was drawn before, and is never drawn twice: run the round again"
+        )
+    Ledger(epoch, charge.budget, of_job).spend(charge.event, charge.job, charge.round_id)
+    if own is not None:
+        return Ledger(epoch, own, spends).spend(charge.event, charge.job, charge.round_id).spends
+    return (*spends, Spend(charge.job, charge.round_id, charge.event))
+
+
 @dataclass(frozen=True)
 class _Whole:
     epoch: str
@@ -119,16 +161,23 @@ class _Whole:
             raise ValueError("spends is not a list of tables")
 
 
-def _row(event: Event) -> dict[str, Any]:
+def event_to_row(event: Event) -> dict[str, Any]:
+    """Flat, as JSON has it."""
     name = next(name for name, kind in _MECHANISMS.items() if type(event) is kind)
     return {"mechanism": name, **asdict(event)}
 
 
+def event_from_row(row: Mapping[str, Any], where: str = "event") -> Event:
+    """The inverse of `event_to_row`. Raises `ConfigError` or `ValueError`."""
+    values = dict(row)
+    mechanism = values.pop("mechanism", None)
+    if not isinstance(mechanism, str) or mechanism not in _MECHANISMS:
+        raise ValueError(f"{where}: no mechanism that we know")
+    return from_mapping(_MECHANISMS[mechanism], values, where=where)
+
+
 def _spend(row: dict[str, Any], where: str) -> Spend:
-    job, round_id, mechanism = (row.pop(name, None) for name in ("job", "round_id", "mechanism"))
-    if (
-        not (isinstance(job, str) and isinstance(round_id, str) and isinstance(mechanism, str))
-        or mechanism not in _MECHANISMS
-    ):
+    job, round_id = (row.pop(name, None) for name in ("job", "round_id"))
+    if not (isinstance(job, str) and isinstance(round_id, str)):
         raise ValueError(f"{where}: not a spend")
-    return Spend(job, round_id, from_mapping(_MECHANISMS[mechanism], row, where=where))
+    return Spend(job, round_id, event_from_row(row, where))

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field, replace
 from shared.errors import FalseShares, Malformed, ProtocolError
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.graph import Graph, draw
-from shared.secagg.kept import NOTHING, Draft, Neighbours, RoundKeys, Standing, keys_from_fields, keys_to_fields
+from shared.secagg.kept import (
+    NOTHING,
+    Draft,
+    Neighbours,
+    RoundKeys,
+    Standing,
+    check_kept,
+    joined,
+    keys_from_fields,
+    keys_to_fields,
+    pieces,
+)
 from shared.secagg.keys import (
     KEY_BYTES,
     Identity,
@@ -51,11 +62,9 @@ from shared.secagg.messages import (
 )
 from shared.secagg.packing import Residues
 from shared.secagg.policy import Policy
-from shared.secagg.shamir import SHARE_BYTES, Entropy, nth, split
+from shared.secagg.shamir import SHARE_BYTES, Entropy, split
 from shared.secagg.states import CLIENT, ClientEvent, ClientState, advance
 from shared.secagg.terms import GroupTerms, RoundTerms
-
-SEED, KEY = 0, 1  # the two shares of a dealer and round, in this order
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ class Client:
         told = roots if self.index in graph.witnesses else {}
         neighbours = Neighbours(
             binding,
+            present,
             {seat: adverts[seat].device for seat in graph.neighbours(self.index) if seat in present},
             {seat: witness_key(root, draft.advert.device) for seat, root in told.items()},
             {seat: witness_key(root, adverts[seat].device) for seat, root in roots.items() if seat in graph.witnesses},
@@ -130,7 +140,7 @@ class Client:
         pairs = [[mask_secret(root, number) for root in roots.values()] for number in numbers]
         both = [secret for couple in zip(seeds, recovery, strict=True) for secret in couple]
         shares = split(both, self.terms.degrees.threshold, tuple(roots), entropy)
-        joined = [Secret(b"".join(secret.reveal() for secret in row)) for row in pairs]
+        masks = [joined(row) for row in pairs]
 
         def digests(kind: str, secrets: list[Secret]) -> tuple[bytes, ...]:
             return tuple(secret_digest(kind, near.binding, self.index, n, item) for n, item in enumerate(secrets, 1))
@@ -143,13 +153,13 @@ class Client:
             },
             digests("seed", seeds),
             digests("key", recovery),
-            tuple(seal(key, record) for key, record in zip(recovery, joined, strict=True)),
+            tuple(seal(key, record) for key, record in zip(recovery, masks, strict=True)),
             tuple(
                 b"".join(pair_digest(near.binding, n, secret) for secret in row)
                 for n, row in zip(numbers, pairs, strict=True)
             ),
         )
-        return {n: RoundKeys(*row) for n, row in zip(numbers, zip(seeds, joined, strict=True), strict=True)}, deal
+        return {n: RoundKeys(*row) for n, row in zip(numbers, zip(seeds, masks, strict=True), strict=True)}, deal
 
     def receive(self, inbox: Inbox) -> "Client":
         """Open the shares dealt to this client. Raises `FalseShares` for all whose letters are wrong, `ProtocolError`."""
@@ -159,23 +169,20 @@ class Client:
             raise ProtocolError("the shares are not from this group's neighbours")
         self._check_crowd(inbox.boxes, "dealt shares")
         opened, false = {}, []
-        size = 2 * SHARE_BYTES * self.terms.rounds
+        step = 2 * SHARE_BYTES
         for dealer, box in sorted(inbox.boxes.items()):
             try:
-                opened[dealer] = unseal(letters[dealer], box).reveal()
-            except ProtocolError:
+                opened[dealer] = pieces(unseal(letters[dealer], box), step)
+            except (ProtocolError, Malformed):
                 false.append(dealer)
                 continue
-            if len(opened[dealer]) != size:
+            if len(opened[dealer]) != self.terms.rounds:
                 false.append(dealer)
         if false:
             names = ", ".join(near.names[dealer] for dealer in false)
             raise FalseShares(f"the shares from {names} do not open", dealers=tuple(false))
-        step = 2 * SHARE_BYTES
         keys = {
-            number: replace(
-                key, shares=Secret(b"".join(raw[(number - 1) * step : number * step] for raw in opened.values()))
-            )
+            number: key.received(near.names, {dealer: shares[number - 1] for dealer, shares in opened.items()})
             for number, key in self.keys.items()
         }
         return replace(self, state=state, draft=None, dealers=tuple(opened), keys=keys)
@@ -210,7 +217,7 @@ class Client:
         masks = [Mask(of_seed(key.seed))]
         masks += [
             Mask(of_pair(secret), negative=seat < self.index)
-            for seat, secret in self._pairs(key).items()
+            for seat, secret in zip(self.dealers, pieces(key.pairs, KEY_BYTES), strict=True)
             if seat in terms.present
         ]
         apply_masks(residues, masks)
@@ -218,7 +225,9 @@ class Client:
         return replace(self, state=state, keys=keys, standing=Standing(terms.number, terms.digest, terms.present))
 
     def confirm(self, counted: frozenset[int]) -> tuple["Client", Confirmation]:
-        """Say who is counted, once a round. Raises `ProtocolError` for a set that would not protect this device."""
+        """Say who is counted, once a round, and forget what that set can never ask for. Raises `ProtocolError` for a set that
+        would not protect this device.
+        """
         state = advance(CLIENT, self.state, ClientEvent.CONFIRM)
         if self.index not in counted:
             raise ProtocolError("the server calls this client dropped, after taking its vector")
@@ -228,8 +237,9 @@ class Client:
         said = confirmed(self.standing.digest, sorted(counted))
         near = self._near()
         tags = {seat: tag(key, said) for seat, key in near.to_them.items() if seat in counted}
-        after = replace(self, state=state, standing=replace(self.standing, counted=counted))
-        return after, Confirmation(self.index, tags)
+        standing = replace(self.standing, counted=counted)
+        keys = {**self.keys, standing.number: self.keys[standing.number].confirmed(self.dealers, standing)}
+        return replace(self, state=state, keys=keys, standing=standing), Confirmation(self.index, tags)
 
     def reveal(self, witness: Witness) -> tuple["Client", Reveal]:
         """Give out the own seed, and the masks with who is gone, if most witnesses know the same set. Raises `ProtocolError`."""
@@ -246,8 +256,8 @@ class Client:
                 f"{agreeing} witnesses confirm who is counted; this device wants {self.terms.degrees.majority}"
             )
         key = self.keys[standing.number]
-        gone = standing.present - standing.counted
-        pairs = {seat: secret for seat, secret in self._pairs(key).items() if seat in gone}
+        gone = (seat for seat in self.dealers if seat in standing.gone)
+        pairs = dict(zip(gone, pieces(key.pairs, KEY_BYTES), strict=True))
         left = RoundKeys(NOTHING, NOTHING, key.shares)
         after = replace(self, state=state, keys={**self.keys, standing.number: left})
         return after, Reveal(self.index, key.seed, pairs)
@@ -258,17 +268,14 @@ class Client:
         standing, seeds, wanted = self.standing, set(request.seeds_of), set(request.keys_of)
         if len(seeds) + len(wanted) != len(request.seeds_of) + len(request.keys_of) or seeds & wanted:
             raise ProtocolError("the server asks for both share kinds of one client: that would unmask it")
-        if not seeds <= standing.counted or not wanted <= standing.present - standing.counted:
+        if not seeds <= standing.counted or not wanted <= standing.gone:
             raise ProtocolError("the server asks for shares of another kind than the confirmed set allows")
         if not seeds | wanted <= set(self.dealers):
             raise ProtocolError("the server asks for shares that this client does not hold")
-        shares = self.keys[standing.number].shares
-        seats = {dealer: 2 * place for place, dealer in enumerate(self.dealers)}
-        answer = Shares(
-            self.index,
-            {dealer: nth(shares, seats[dealer] + SEED) for dealer in request.seeds_of},
-            {dealer: nth(shares, seats[dealer] + KEY) for dealer in request.keys_of},
-        )
+        present = (dealer for dealer in self.dealers if dealer in standing.present)
+        held = dict(zip(present, pieces(self.keys[standing.number].shares, SHARE_BYTES), strict=True))
+        seeds_of, keys_of = ({dealer: held[dealer] for dealer in kind} for kind in (request.seeds_of, request.keys_of))
+        answer = Shares(self.index, seeds_of, keys_of)
         keys = {number: item for number, item in self.keys.items() if number > standing.number}
         return replace(self, state=state, keys=keys), answer
 
@@ -289,7 +296,7 @@ class Client:
             **keys_to_fields(self.keys),
             **self.standing.to_fields(self.terms.clients),
             **(self.draft.to_fields() if self.draft else {}),
-            **(self.neighbours.to_fields() if self.neighbours else {}),
+            **(self.neighbours.to_fields(self.terms.clients) if self.neighbours else {}),
         }
 
     @classmethod
@@ -300,17 +307,11 @@ class Client:
             state = ClientState(read.text("state"))
         except ValueError as error:
             raise Malformed("the stored state of a group is unknown") from error
-        return cls(
-            terms=terms,
-            index=read.integer("index"),
-            policy=policy,
-            state=state,
-            draft=Draft.from_fields(fields),
-            neighbours=Neighbours.from_fields(fields),
-            dealers=tuple(read.integers("dealers")),
-            keys=keys_from_fields(fields),
-            standing=Standing.from_fields(fields, terms.clients),
-        )
+        near, dealers = Neighbours.from_fields(fields, terms.clients), tuple(read.integers("dealers"))
+        draft, keys = Draft.from_fields(fields), keys_from_fields(fields)
+        standing = Standing.from_fields(fields, terms.clients)
+        check_kept(terms.rounds, state, draft=draft, near=near, dealers=dealers, keys=keys, standing=standing)
+        return cls(terms, read.integer("index"), policy, state, draft, near, dealers, keys, standing)
 
     # ---- checks
 
@@ -323,13 +324,6 @@ class Client:
         if self.neighbours is None:
             raise ProtocolError("this client has no neighbours yet")
         return self.neighbours
-
-    def _pairs(self, key: RoundKeys) -> dict[int, Secret]:
-        raw = key.pairs.reveal()
-        return {
-            seat: Secret(raw[place * KEY_BYTES : (place + 1) * KEY_BYTES])
-            for place, seat in enumerate(self._near().names)
-        }
 
     def _check_members(self, members: Members, draft: Draft) -> None:
         self._check_size(members.leaves, "sent keys")
@@ -392,6 +386,8 @@ class Client:
         self._check_size(seats, what)
         if self.index not in seats:
             raise ProtocolError("this client is asked for a round that it has no part in")
+        if not seats <= self._near().members:
+            raise ProtocolError(f"clients that are not in this group shall {what}")
         near = seats.intersection(self._near().names)
         self._check_crowd(near, what)
         if silent := near.difference(self.dealers):

@@ -3,8 +3,8 @@
 Flower's `ConfigRecord` holds it as it is.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from shared.errors import Malformed
 
@@ -12,6 +12,8 @@ FieldValue = int | float | str | bytes | list[int] | list[float] | list[bool] | 
 Fields = Mapping[str, FieldValue]
 
 MAX_ROWS = 1 << 16
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class HiddenBytes(bytes):
@@ -50,12 +52,22 @@ class Reader:
 
     def _float(self, name: str, value: float) -> float:
         try:
-            return float(value)
+            found = float(value)
         except OverflowError as error:
             raise Malformed(f"{self._what} lack a valid {name!r}") from error
+        if found != value:  # NaN, or an integer that would be rounded
+            raise Malformed(f"{self._what} lack a valid {name!r}")
+        return found
 
     def text(self, name: str) -> str:
-        return str(self._get(name, str))
+        return self._text(name, self._get(name, str))
+
+    def _text(self, name: str, value: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise Malformed(f"{self._what} lack a valid {name!r}") from error
+        return value
 
     def blob(self, name: str) -> bytes:
         return bytes(self._get(name, bytes))
@@ -67,7 +79,7 @@ class Reader:
         return [self._float(name, item) for item in self._list(name, int, float)]
 
     def texts(self, name: str) -> list[str]:
-        return self._list(name, str)
+        return [self._text(name, item) for item in self._list(name, str)]
 
     def blobs(self, name: str) -> list[bytes]:
         return [bytes(item) for item in self._list(name, bytes)]
@@ -77,3 +89,10 @@ class Reader:
         if len({len(column) for column in columns}) > 1:
             raise Malformed(f"{self._what} have columns of different lengths")
         return list(zip(*columns, strict=True))
+
+    def table(self, keys: Sequence[K], values: Sequence[V]) -> dict[K, V]:
+        """Two columns of one length, whose keys must be different: what is said twice could be read in two ways."""
+        found = dict(self.columns(keys, values))
+        if len(found) != len(keys):
+            raise Malformed(f"{self._what} name one twice")
+        return found

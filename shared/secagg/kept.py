@@ -1,14 +1,18 @@
 """What a client keeps between messages, and its flat form. All of it is secret or worth keeping to oneself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shared.errors import Malformed
 from shared.secagg.fields import Fields, HiddenBytes, Reader
 from shared.secagg.keys import KEY_BYTES, KeyPair, Secret
-from shared.secagg.messages import Advert, Members, rows
+from shared.secagg.messages import Advert, Members, secrets
+from shared.secagg.shamir import SHARE_BYTES
+from shared.secagg.states import ClientState
 from shared.secagg.terms import from_bitmap, to_bitmap
 
 NOTHING = Secret(b"")
+SEED, KEY = 0, 1  # the two shares of a dealer and round, in this order
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,20 @@ class Draft:
 class Neighbours:
     """Of one client in a group: those present who share a mask with it and hold its shares, by name, in ascending order.
 
-    `to_them` and `from_them` are the keys of confirmations: to all if it is a witness, from those who are.
+    `members` are all who were present, this client among them. `to_them` and `from_them` are the keys of confirmations: to all
+    if it is a witness, from those who are.
     """
 
     binding: bytes
+    members: frozenset[int]
     names: Mapping[int, str]
     to_them: Mapping[int, Secret] = field(repr=False)
     from_them: Mapping[int, Secret] = field(repr=False)
 
-    def to_fields(self) -> Fields:
+    def to_fields(self, clients: int) -> Fields:
         return {
             "binding": self.binding,
+            "members": to_bitmap(self.members, clients),
             "holders": list(self.names),
             "names": list(self.names.values()),
             "told": list(self.to_them),
@@ -68,25 +75,48 @@ class Neighbours:
         }
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> "Neighbours | None":
+    def from_fields(cls, fields: Fields, clients: int) -> "Neighbours | None":
         """None where there are none. Raises `Malformed`."""
         if "binding" not in fields:
             return None
         read = Reader(fields, "the stored neighbours of a group")
-        names = dict(read.columns(read.integers("holders"), read.texts("names")))
+        members = from_bitmap(read.blob("members"), clients)
+        names = read.table(read.integers("holders"), read.texts("names"))
         to_them, from_them = _cut(read, "told", "to_them"), _cut(read, "witnesses", "from_them")
-        return cls(read.blob("binding"), names, to_them, from_them)
+        return cls(read.blob("binding"), members, names, to_them, from_them)
 
 
 @dataclass(frozen=True)
 class RoundKeys:
-    """One round's secrets: the own seed, the mask secrets shared with the neighbours, in their order, and the shares of the
-    dealers' secrets, in theirs: each dealer's seed share, then its key share.
+    """One round's secrets, end to end: the own seed; the mask secrets shared with the neighbours, in their order; the shares of
+    the dealers' secrets, in theirs: each dealer's seed share, then its key share. Less and less of it as time goes by.
     """
 
     seed: Secret
     pairs: Secret
     shares: Secret = NOTHING
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(item.reveal()) for item in (self.seed, self.pairs, self.shares))
+
+    def received(self, holders: Iterable[int], shares: Mapping[int, Secret]) -> "RoundKeys":
+        """With the shares of those who dealt some, and masks with none but them: nobody else can take part."""
+        pairs = zip(holders, pieces(self.pairs, KEY_BYTES), strict=True)
+        return RoundKeys(self.seed, joined(secret for seat, secret in pairs if seat in shares), joined(shares.values()))
+
+    def confirmed(self, dealers: Sequence[int], standing: "Standing") -> "RoundKeys":
+        """With what the one set of counted clients may ever ask for: masks with those who are gone, and one kind of share of
+        each, the seed's of the counted. Whoever takes the device from now on finds no other.
+        """
+        pairs = zip(dealers, pieces(self.pairs, KEY_BYTES), strict=True)
+        both = dict(zip(dealers, pieces(self.shares, 2 * SHARE_BYTES), strict=True))
+        kinds = {seat: SEED if seat in standing.counted else KEY for seat in dealers if seat in standing.present}
+        return RoundKeys(
+            self.seed,
+            joined(secret for seat, secret in pairs if kinds.get(seat) == KEY),
+            joined(pieces(both[seat], SHARE_BYTES)[kind] for seat, kind in kinds.items()),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +127,10 @@ class Standing:
     digest: bytes = b""
     present: frozenset[int] = frozenset()
     counted: frozenset[int] = frozenset()
+
+    @property
+    def gone(self) -> frozenset[int]:
+        return self.present - self.counted
 
     def to_fields(self, clients: int) -> Fields:
         return {
@@ -123,23 +157,74 @@ def keys_to_fields(keys: Mapping[int, RoundKeys]) -> Fields:
     }
 
 
-def _hidden(secrets: Iterable[Secret]) -> list[bytes]:
-    return [HiddenBytes(item.reveal()) for item in secrets]
+def _hidden(found: Iterable[Secret]) -> list[bytes]:
+    return [HiddenBytes(item.reveal()) for item in found]
 
 
 def keys_from_fields(fields: Fields) -> dict[int, RoundKeys]:
     """The inverse of `keys_to_fields`. Raises `Malformed`."""
     read = Reader(fields, "the stored keys of a group")
-    secrets = (read.blobs(name) for name in ("seeds", "pairs", "shares"))
-    return {
-        number: RoundKeys(*map(Secret, row)) for number, *row in read.columns(read.integers("key_numbers"), *secrets)
-    }
+    found = (read.blobs(name) for name in ("seeds", "pairs", "shares"))
+    keys = [RoundKeys(*map(Secret, row)) for row in read.columns(*found)]
+    return read.table(read.integers("key_numbers"), keys)
 
 
-def _join(secrets: Mapping[int, Secret]) -> HiddenBytes:
-    return HiddenBytes(b"".join(item.reveal() for item in secrets.values()))
+def check_kept(
+    rounds: int,
+    state: ClientState,
+    *,
+    draft: Draft | None,
+    near: Neighbours | None,
+    dealers: Sequence[int],
+    keys: Mapping[int, RoundKeys],
+    standing: Standing,
+) -> None:
+    """Raises `Malformed` unless this is what a client of a group of so many rounds holds in this state: what is stored may be
+    damaged.
+    """
+    making = state in (ClientState.ADVERTISED, ClientState.TOSSED, ClientState.SHARED)
+    made = state not in (ClientState.NEW, ClientState.ADVERTISED, ClientState.TOSSED, ClientState.DONE)
+    whole = (draft is not None) == making and (near is not None) == made and (made or not keys)
+    if draft is not None:
+        secret = 0 if made else KEY_BYTES
+        whole &= len(draft.coin) == len(draft.pair.private.reveal()) == secret
+        whole &= set(draft.letters) == set(near.names if near else ())
+    if near is not None:
+        whole &= len(set(dealers)) == len(dealers) and set(dealers) <= set(near.names)
+        whole &= standing.counted <= standing.present
+        holding = state in (ClientState.MASKED, ClientState.CONFIRMED, ClientState.REVEALED)
+        whole &= standing.number in keys or not holding
+        whole &= all(1 <= number <= rounds for number in keys)
+        for number, item in keys.items():
+            here = state if making or number == standing.number else ClientState.READY
+            whole &= item.sizes == _sizes(here, near, dealers, standing)
+    if not whole:
+        raise Malformed("the stored state of a group does not fit together")
+
+
+def _sizes(state: ClientState, near: Neighbours, dealers: Sequence[int], standing: Standing) -> tuple[int, int, int]:
+    """Of a round's seed, pairs and shares, in bytes."""
+    if state is ClientState.SHARED:
+        return KEY_BYTES, KEY_BYTES * len(near.names), 0
+    shares = SHARE_BYTES * len(standing.present.intersection(dealers))
+    if state is ClientState.CONFIRMED:
+        return KEY_BYTES, KEY_BYTES * len(standing.gone.intersection(dealers)), shares
+    if state is ClientState.REVEALED:
+        return 0, 0, shares
+    return KEY_BYTES, KEY_BYTES * len(dealers), 2 * SHARE_BYTES * len(dealers)
+
+
+def pieces(secret: Secret, size: int) -> list[Secret]:
+    return secrets(secret.reveal(), size)
+
+
+def joined(parts: Iterable[Secret]) -> Secret:
+    return Secret(b"".join(part.reveal() for part in parts))
+
+
+def _join(found: Mapping[int, Secret]) -> HiddenBytes:
+    return HiddenBytes(joined(found.values()).reveal())
 
 
 def _cut(read: Reader, seats: str, name: str) -> dict[int, Secret]:
-    found = rows(read.blob(name), KEY_BYTES)
-    return {seat: Secret(raw) for seat, raw in read.columns(read.integers(seats), found)}
+    return read.table(read.integers(seats), secrets(read.blob(name), KEY_BYTES))

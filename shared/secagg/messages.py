@@ -142,10 +142,7 @@ class Members:
         seats = read.integers("seats")
         sizes = {"leaves": DIGEST_BYTES, "member_coins": DIGEST_BYTES, "member_devices": TAG_BYTES}
         columns = [rows(read.blob(name), size) for name, size in sizes.items()]
-        read.columns(seats, *columns)
-        if len(set(seats)) != len(seats):
-            raise Malformed("a seat is named twice among the members of a group")
-        return cls(*(dict(zip(seats, column, strict=True)) for column in columns))
+        return cls(*(read.table(seats, column) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ class Neighbourhood:
     def from_fields(cls, fields: Fields) -> "Neighbourhood":
         read = Reader(fields, "the neighbours of this device")
         seats, coins = read.integers("coin_seats"), rows(read.blob("coins"), KEY_BYTES)
-        return cls(dict(read.columns(seats, coins)), Roster.from_fields(fields))
+        return cls(read.table(seats, coins), Roster.from_fields(fields))
 
 
 @dataclass(frozen=True)
@@ -226,11 +223,7 @@ class Inbox:
     @classmethod
     def from_fields(cls, fields: Fields) -> "Inbox":
         read = Reader(fields, "the letters to this device")
-        peers = read.integers("peers")
-        boxes = dict(read.columns(peers, read.blobs("boxes")))
-        if len(boxes) != len(peers):
-            raise Malformed("two letters are from one device")
-        return cls(boxes)
+        return cls(read.table(read.integers("peers"), read.blobs("boxes")))
 
 
 @dataclass(frozen=True)
@@ -276,7 +269,7 @@ class Witness:
     @classmethod
     def from_fields(cls, fields: Fields) -> "Witness":
         read = Reader(fields, "confirmations")
-        return cls(dict(read.columns(read.integers("tag_seats"), rows(read.blob("tags"), TAG_BYTES))))
+        return cls(read.table(read.integers("tag_seats"), rows(read.blob("tags"), TAG_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -294,8 +287,8 @@ class Reveal:
     @classmethod
     def from_fields(cls, fields: Fields) -> "Reveal":
         read = Reader(fields, "revealed secrets")
-        pairs = read.columns(read.integers("pairs_with"), rows(read.blob("pairs"), KEY_BYTES))
-        return cls(read.integer("sender"), Secret(read.blob("seed")), {seat: Secret(raw) for seat, raw in pairs})
+        pairs = read.table(read.integers("pairs_with"), secrets(read.blob("pairs"), KEY_BYTES))
+        return cls(read.integer("sender"), Secret(read.blob("seed")), pairs)
 
 
 @dataclass(frozen=True)
@@ -334,13 +327,9 @@ class Shares:
     @classmethod
     def from_fields(cls, fields: Fields) -> "Shares":
         read = Reader(fields, "revealed shares")
-        seeds = read.columns(read.integers("seeds_of"), rows(read.blob("seed_shares"), SHARE_BYTES))
-        keys = read.columns(read.integers("keys_of"), rows(read.blob("key_shares"), SHARE_BYTES))
-        return cls(
-            read.integer("sender"),
-            {dealer: Secret(share) for dealer, share in seeds},
-            {dealer: Secret(share) for dealer, share in keys},
-        )
+        seeds = read.table(read.integers("seeds_of"), secrets(read.blob("seed_shares"), SHARE_BYTES))
+        keys = read.table(read.integers("keys_of"), secrets(read.blob("key_shares"), SHARE_BYTES))
+        return cls(read.integer("sender"), seeds, keys)
 
 
 def rows(data: bytes, size: int) -> list[bytes]:
@@ -348,6 +337,11 @@ def rows(data: bytes, size: int) -> list[bytes]:
     if len(data) % size:
         raise Malformed(f"{len(data)} bytes are not rows of {size}")
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def secrets(data: bytes, size: int) -> list[Secret]:
+    """`rows` that do not show."""
+    return [Secret(row) for row in rows(data, size)]
 
 
 def device_tag(device: str) -> bytes:

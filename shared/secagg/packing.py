@@ -41,12 +41,12 @@ def pack(residues: Residues, bits: int) -> bytes:
 
 
 def unpack(data: bytes, length: int, bits: int) -> Residues:
-    """The inverse of `pack`, in the narrowest lane. Raises `Malformed` for another number of bytes."""
+    """The inverse of `pack`, in the narrowest lane. Raises `Malformed` for bytes that it did not write."""
     if len(data) != packed_size(length, bits):
         raise Malformed(f"{length} residues of {bits} bits are {packed_size(length, bits)} bytes, not {len(data)}")
     kind = lane(bits)
     if kind.itemsize * 8 == bits:
-        return np.frombuffer(data, dtype=kind)[:length]
+        return _whole(np.frombuffer(data, dtype=kind), length)
     words = np.frombuffer(data, dtype="<u4").reshape(bits, -1)
     rows = np.empty((ROWS, words.shape[1]), dtype=kind)
     mask = np.uint32((1 << bits) - 1)
@@ -55,7 +55,13 @@ def unpack(data: bytes, length: int, bits: int) -> Residues:
         if spill:
             value |= words[word + 1] << np.uint32(bits - spill)
         rows[row] = value & mask
-    return rows.reshape(-1)[:length]
+    return _whole(rows.reshape(-1), length)
+
+
+def _whole(residues: Residues, length: int) -> Residues:
+    if residues[length:].any():
+        raise Malformed(f"there is something after the last of {length} residues")
+    return residues[:length]
 
 
 def _places(bits: int) -> list[tuple[int, int, int]]:

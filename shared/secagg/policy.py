@@ -3,8 +3,12 @@
 from dataclasses import dataclass, field
 
 from shared.errors import ProtocolError, Unsupported
+from shared.privacy.accountant import Budget
+from shared.privacy.events import Event
 from shared.secagg.graph import Rates
-from shared.secagg.terms import GroupTerms
+from shared.secagg.private import Mechanism, noise_multiplier
+from shared.secagg.schema import Schema
+from shared.secagg.terms import GroupTerms, Settings
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,50 @@ class Policy:
             terms.degrees  # noqa: B018
         except Unsupported as error:
             raise ProtocolError(error.message) from error
+
+
+@dataclass(frozen=True)
+class PrivacyPolicy:
+    """What a device insists on before anything that depends on its examples leaves it, whatever the server asks.
+
+    `budget` is for all jobs together, over the same examples (a ledger keeps count). `noise` is the least that a round's sum must
+    surely hold: its standard deviation, over what this device can change the sum by. None: what the job's budget asks for will do,
+    and a job that adds no noise is none of this policy's business.
+    """
+
+    budget: Budget | None = None
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError("the least noise is not negative, and finite")
+
+    @property
+    def demanded(self) -> bool:
+        return self.budget is not None or self.noise > 0
+
+    def admit(self, settings: Settings, schema: Schema, terms: GroupTerms, *, training: bool) -> Event | None:
+        """The noise that this device must draw, and spend on, if it is to draw some. Raises `ProtocolError` for a round that would
+        not protect it, `Unsupported` for noise that cannot be accounted for.
+        """
+        privacy = settings.privacy
+        if (privacy is None or privacy.mechanism is Mechanism.CENTRAL) and self.demanded:
+            raise ProtocolError("this device answers only in rounds in which devices add noise themselves")
+        if privacy is None:
+            return None
+        if not training:
+            raise ProtocolError("a private job measures nothing on devices: what they would tell has no noise")
+        if privacy.mechanism is Mechanism.CENTRAL:
+            return None
+        if privacy.missing < terms.rates.corrupt:
+            raise ProtocolError(
+                f"the noise is laid out for {privacy.missing:g} that add none, the group for {terms.rates.corrupt:g} corrupt"
+            )
+        if not schema.noise:
+            raise ProtocolError("the round promises noise of devices, and asks for none")
+        event = privacy.event(schema, terms.rates.dropped(terms.clients), schema.noise)
+        if noise_multiplier(event) < self.noise:
+            raise ProtocolError(
+                f"the round's noise is {noise_multiplier(event):.4g} times what a device can change; this one wants {self.noise:g}"
+            )
+        return event

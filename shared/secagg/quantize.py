@@ -2,12 +2,15 @@
 
 A device's change of each float array is weighed, added to what earlier roundings left over (error feedback: Seide et al., 2014;
 Karimireddy et al., ICML 2019), divided by the array's scale, rotated (`rotation`), clipped, and rounded stochastically to b
-bits, so that the rounding's mean is the value itself (Suresh et al., ICML 2017). What clipping and rounding took away is
-returned, to be added the next time.
+bits, so that the rounding's mean is the value itself (Suresh et al., ICML 2017). What clipping, rounding and subsampling took away
+is returned, to be added the next time.
 
 With W the total weight, L the largest level and d elements, rounding moves the mean by at most `clip / L * unit_weight * n / W
 * sqrt(d)` scales in Euclidean norm; where nothing is rotated the bound holds for each element, without the square root. A value
 that is not finite raises; nothing wraps.
+
+Under differential privacy (`private`) the change of each device counts once, whatever its weight, and the order is: clipped as a
+whole, rotated, rounded within a norm, noised.
 """
 
 import math
@@ -18,10 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import RoundAborted, UpdateRejected
+from shared.errors import RoundAborted, Unsupported, UpdateRejected
+from shared.privacy.clip import clip
 from shared.secagg.keys import KEY_BYTES, Secret
 from shared.secagg.masks import keystream
 from shared.secagg.packing import Residues
+from shared.secagg.private import noised
 from shared.secagg.rotation import Floats, Rotation
 from shared.secagg.schema import EXACT_BITS, ArrayField, Arrays, MetricField, Schema
 
@@ -47,7 +52,8 @@ class Update:
 @dataclass(frozen=True)
 class Total:
     """What a sum says: how many, how much they weigh together, weighted means (arrays as float64 changes), the share of elements
-    clipped, and the mean size of a weighted change, by float array, in weight times the array's unit.
+    clipped, and the mean size of what a device had to send, by float array, in weight times the array's unit. Of a private sum: how
+    many, each of weight 1, and means.
     """
 
     count: int
@@ -71,19 +77,35 @@ def encode(
     for item in schema.arrays:
         _check_array(item, update.arrays[item.name])
     values, sizes = _weighted(schema, update, weight)
+    if schema.private:
+        if feedback or update.owed:
+            raise Unsupported("a private vector carries nothing over from one exchange to the next")
+        return _with_exact(schema, np.array([1], dtype=np.uint64), _private(schema, values, entropy)), {}
     wanted = values.copy() if feedback else values
     rotation = _rotation(schema)
     levels, clipped = _rounded(schema, rotation.forward(values) if rotation else values, entropy)
-    residues = schema.zeros()
-    exact = _exact(schema, update, weight, clipped / max(1, schema.elements), sizes)
-    start = schema.exact * schema.digits
-    residues[:start] = _to_digits(schema, exact)
-    residues[start:] = levels.astype(f"<i{residues.itemsize}").view(residues.dtype)
+    exact = _exact(schema, update, weight, clipped / max(1, schema.kept), sizes)
+    residues = _with_exact(schema, exact, levels)
     if not feedback:
         return residues, {}
     levels *= schema.clip / schema.levels
     wanted -= rotation.backward(levels) if rotation else levels
     return residues, _by_array(schema, wanted, schema.unit_weight)
+
+
+def _private(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) -> NDArray[np.int64]:
+    clip(values, schema.norm)
+    rotation = _rotation(schema)
+    turned = rotation.forward(values) if rotation else values
+    return noised(schema, lambda: _rounded(schema, turned.copy(), entropy)[0], entropy)
+
+
+def _with_exact(schema: Schema, exact: NDArray[np.uint64], levels: NDArray[Any]) -> Residues:
+    residues = schema.zeros()
+    start = schema.exact * schema.digits
+    residues[:start] = _to_digits(schema, exact)
+    residues[start:] = levels.astype(f"<i{residues.itemsize}").view(residues.dtype)
+    return residues
 
 
 def _checked_weight(schema: Schema, weight: float) -> int:
@@ -104,7 +126,7 @@ def _check_array(item: ArrayField, array: NDArray[Any]) -> None:
 
 
 def _weighted(schema: Schema, update: Update, weight: int) -> tuple[Floats, list[float]]:
-    """All float changes in scales, weighed against `unit_weight`, with what is owed; and each array's root mean square without."""
+    """All float changes in scales, weighed against `unit_weight`, with what is owed; and each array's root mean square."""
     values: Floats = np.empty(schema.elements, dtype="f4" if schema.bits <= _FLOAT32_BITS else "f8")
     sizes, start = [], 0
     for item in schema.floats:
@@ -113,21 +135,21 @@ def _weighted(schema: Schema, update: Update, weight: int) -> tuple[Floats, list
         with np.errstate(all="ignore"):  # infinities and overflow are judged below
             np.subtract(new, old, out=block, casting="same_kind")
             block *= weight / (schema.unit_weight * item.scale)
+            if item.name in update.owed:
+                block += update.owed[item.name].reshape(-1) / (schema.unit_weight * item.scale)
             square = float(np.dot(block, block))
         if not math.isfinite(square):
             raise UpdateRejected(f"array {item.name!r} holds a value that is not finite, or far too large")
         sizes.append(math.sqrt(square / max(1, item.size)))
-        if item.name in update.owed:
-            block += update.owed[item.name].reshape(-1) / (schema.unit_weight * item.scale)
         start += item.size
     return values, sizes
 
 
-def _rotation(schema: Schema) -> Rotation | None:
+def _rotation(schema: Schema, kind: str = "") -> Rotation | None:
     if not schema.rotation:
         return None
-    kind = "f4" if schema.bits <= _FLOAT32_BITS else "f8"
-    return Rotation(bytes.fromhex(schema.rotation), schema.elements, kind)
+    kind = kind or ("f4" if schema.bits <= _FLOAT32_BITS else "f8")
+    return Rotation(bytes.fromhex(schema.rotation), schema.elements, kind, kept=schema.kept)
 
 
 def _rounded(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) -> tuple[Floats, int]:
@@ -193,19 +215,24 @@ def _from_digits(schema: Schema, sums: Residues) -> list[int]:
     return [sum(digit << (place * schema.bits) for place, digit in enumerate(row)) for row in rows]
 
 
-def decode(schema: Schema, total: Residues, count: int) -> Total:
-    """The means in an unmasked sum of `count` clients. Raises `RoundAborted` if it cannot be such a sum."""
+def decode(schema: Schema, total: Residues, count: int, noise: NDArray[np.int64] | None = None) -> Total:
+    """The means in an unmasked sum of `count` clients. `noise`, whole levels, shape (elements,), is added to it before anything
+    else reads it. Raises `RoundAborted` if it cannot be such a sum.
+    """
     if total.shape != (schema.length,):
         raise RoundAborted(f"the sum has {total.size} residues, the schema {schema.length}")
     start = schema.exact * schema.digits
     exact = _from_digits(schema, total[:start])
-    weight = exact[1]
+    weight = exact[0] if schema.private else exact[1]
     if exact[0] != count or weight > count * schema.max_weight:
         raise RoundAborted(
             "the masks did not cancel, or a device masked something else: run the round again with fresh keys"
         )
     if weight == 0:
         raise RoundAborted("no device of this round had examples")
+    changes = _float_changes(schema, total[start:], count, weight, noise)
+    if schema.private:
+        return Total(count, weight, {}, {item.name: changes[item.name] for item in schema.arrays})
     clipped, *roots = (value / _FULL / count for value in exact[2 : 3 + len(schema.floats)])
     metrics, integers = (
         exact[3 + len(schema.floats) :][: len(schema.metrics)],
@@ -220,10 +247,7 @@ def decode(schema: Schema, total: Residues, count: int) -> Total:
         item.name: item.low + value * scale * (item.high - item.low) / _FULL
         for item, value in zip(schema.metrics, metrics, strict=True)
     }
-    changes = {
-        **_float_changes(schema, total[start:], count, weight),
-        **_integer_changes(schema, integers, count, scale),
-    }
+    changes |= _integer_changes(schema, integers, count, scale)
     return Total(count, weight, means, {item.name: changes[item.name] for item in schema.arrays}, clipped, sizes)
 
 
@@ -242,15 +266,20 @@ def _integer_changes(schema: Schema, sums: list[int], count: int, scale: float) 
     return changes
 
 
-def _float_changes(schema: Schema, sums: Residues, count: int, weight: int) -> dict[str, NDArray[Any]]:
+def _float_changes(
+    schema: Schema, sums: Residues, count: int, weight: int, noise: NDArray[np.int64] | None
+) -> dict[str, NDArray[Any]]:
     spare = sums.dtype.type(sums.itemsize * 8 - schema.modulus_bits)
-    signed = (sums << spare).view(f"<i{sums.itemsize}") >> spare.astype(f"<i{sums.itemsize}")
-    limit = count * schema.levels
+    signed: NDArray[Any] = (sums << spare).view(f"<i{sums.itemsize}") >> spare.astype(f"<i{sums.itemsize}")
+    limit = schema.peak(count)
     if sums.size and (signed.min() < -limit or signed.max() > limit):
         raise RoundAborted(f"the sum is larger than {count} devices can make it")
-    values: Floats = signed.astype("f4" if schema.bits <= _FLOAT32_BITS else "f8")
+    if noise is not None:
+        signed = signed + noise
+    # What a float32 holds exactly; noise is wider.
+    values: Floats = signed.astype("f4" if schema.bits <= _FLOAT32_BITS and not schema.private else "f8")
     values *= schema.clip / schema.levels
-    rotation = _rotation(schema)
+    rotation = _rotation(schema, values.dtype.str)
     return _by_array(
         schema, (rotation.backward(values) if rotation else values).astype("f8"), schema.unit_weight / weight
     )

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.secagg.keys import Secret
+from shared.secagg.keys import Secret, digest
 from shared.secagg.masks import keystream
 
 _LONGEST = 4096
@@ -23,9 +23,13 @@ Floats = NDArray[np.floating]
 
 
 class Rotation:
-    """Of vectors of `length` coordinates; `seed` is 32 bytes, public, the same for all who are summed."""
+    """Of vectors of `length` coordinates, of which `kept` stay (all by default); `seed` is 32 bytes, public, the same for all who
+    are summed.
+    """
 
-    def __init__(self, seed: bytes, length: int, kind: str = "f4") -> None:
+    def __init__(self, seed: bytes, length: int, kind: str = "f4", *, kept: int | None = None) -> None:
+        self._length, self._kept = length, length if kept is None else kept
+        self._start = int.from_bytes(digest("window", seed)[:8], "big") % length if self._kept < length else 0
         self._block = min(_LONGEST, 1 << (length.bit_length() - 1)) if length else 1
         self._whole = length - length % self._block
         bits = np.unpackbits(keystream(Secret(seed), -(-(length + self._block) // 8)), count=length + self._block)
@@ -33,22 +37,35 @@ class Rotation:
         self._signs, self._last_signs = signs[:length], signs[length:]
 
     def forward(self, values: Floats) -> Floats:
-        """Shape (length,), of this rotation's kind. Overwrites `values`."""
+        """Shape (kept,), of this rotation's kind. Overwrites `values`, shape (length,)."""
         values *= self._signs
         self._blocks(values)
         if self._whole < values.size:
             values[-self._block :] *= self._last_signs
             self._last(values)
-        return values
+        if self._kept == self._length:
+            return values
+        end = self._start + self._kept
+        return np.concatenate([values[self._start : end], values[: max(0, end - self._length)]])
 
     def backward(self, values: Floats) -> Floats:
-        """The inverse of `forward`. Overwrites `values`."""
+        """Shape (length,): the inverse of `forward`, zero in all directions that it dropped. Overwrites `values`, shape (kept,)."""
+        values = self._spread(values)
         if self._whole < values.size:
             self._last(values)
             values[-self._block :] *= self._last_signs
         self._blocks(values)
         values *= self._signs
         return values
+
+    def _spread(self, values: Floats) -> Floats:
+        if self._kept == self._length:
+            return values
+        whole = np.zeros(self._length, dtype=values.dtype)
+        first = whole[self._start : self._start + self._kept]
+        first[:] = values[: first.size]
+        whole[: self._kept - first.size] = values[first.size :]
+        return whole
 
     def _blocks(self, values: Floats) -> None:
         values[: self._whole] = _columns(values[: self._whole], self._block)

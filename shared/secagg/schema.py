@@ -1,6 +1,6 @@
 """How an exchange's values lie in a vector of residues: a public `Schema`, the same at both ends (they compare its digest).
 
-    [exact values, as digits] [one residue a float element …]
+    [exact values, as digits] [one residue a rotated float element that is kept …]
 
 An element is rounded to b bits, q in ±(2^(b-1) - 1), and for n clients at most the modulus is 2^m, m = b + ceil(log2 n): the sum of
 any n elements stays below 2^(m-1), so it cannot wrap, and not one bit more is sent. Weights enter before the rounding and so need
@@ -15,6 +15,9 @@ digit cannot wrap either. Exact are, in this order:
   what the next exchange's scales follow;
 - metric v in [low, high]: round(w / max_weight * (v - low) / (high - low) * (2^32 - 1));
 - element x of an integer array, |x| <= C: round(w / max_weight * x / C * (2^31 - 1)) + 2^31.
+
+Under differential privacy (`private`) the count alone is exact, there are no integer arrays, and m makes room for the noise:
+2^m >= 2 (n levels + reach) + 1, where n devices' noise goes beyond `reach` with a chance of 2^-120 an element and side.
 """
 
 import json
@@ -29,11 +32,14 @@ from numpy.typing import NDArray
 
 from shared.errors import Unsupported
 from shared.ids import digest_of
+from shared.privacy.clip import rounded_bound
+from shared.privacy.noise import MAX_VARIANCE, MIN_VARIANCE, reach
 from shared.secagg.packing import WORD_BITS, lane, packed_size
 
 BITS = (4, 6, 8, 12, 16)  # what a job may ask for; a first exchange takes all that a word holds
 EXACT_BITS = 32
 MAX_CLIENTS = 1 << 20
+ROUNDED_TWICE = 2.0**-10  # at most: the chance that a private vector has to be rounded once more
 DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -86,7 +92,9 @@ class Schema:
     """Raises `Unsupported` for what cannot be summed.
 
     A rotated element of a device with `unit_weight` examples is clipped at `clip` times its scale. `rotation` is 64 hex digits, or
-    empty where elements are not rotated.
+    empty where elements are not rotated; of rotated ones the share `subsample` is sent. `norm` is what a private vector is clipped
+    to, Euclidean, in scales, 0 where there is no privacy; `noise` is the variance, in squared levels, of what each device adds to
+    each element, and `promise` says what for.
     """
 
     clients: int
@@ -97,24 +105,60 @@ class Schema:
     unit_weight: float = 1.0
     clip: float = 1.0
     rotation: str = ""
+    subsample: float = 1.0
+    norm: float = 0.0
+    noise: float = 0.0
+    promise: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.clients <= MAX_CLIENTS:
             raise Unsupported(f"secure aggregation sums 1 to {MAX_CLIENTS:,} clients")
+        self._check_noise()
         if not self.bits >= 2 or self.modulus_bits > WORD_BITS:
             most = WORD_BITS - sum_bits(self.clients)
-            raise Unsupported(f"{self.clients} clients can send 2 to {most} bits an element, not {self.bits}")
+            too_much = (
+                f"noise for {self.clients} clients does not fit into a word: state fewer bits, or a larger epsilon"
+            )
+            fewer = f"{self.clients} clients can send 2 to {most} bits an element, not {self.bits}"
+            raise Unsupported(too_much if self.noise else fewer)
         if not 1 <= self.max_weight < 1 << 31:
             raise Unsupported("max_weight must be from 1 to 2147483647")
         if not (0 < self.unit_weight < math.inf and 0 < self.clip < math.inf):
             raise Unsupported("unit_weight and clip must be positive and finite")
+        if not 0 < self.subsample <= 1 or (self.subsample < 1 and not self.rotation):
+            raise Unsupported("a share above 0, of elements that are rotated, is sent")
         for fields in (self.metrics, self.arrays):
             if len({item.name for item in fields}) != len(fields):
                 raise Unsupported("two fields of a schema have the same name")
 
-    @property
+    def _check_noise(self) -> None:
+        if not 0 <= self.norm < math.inf or (self.norm and (not self.elements or self.subsample < 1)):
+            raise Unsupported("a private vector has a finite norm, and elements, all of which are sent")
+        if self.norm and (self.integers or self.metrics):
+            what = (
+                f"array {self.integers[0].name!r} is {self.integers[0].dtype}" if self.integers else "metrics are exact"
+            )
+            raise Unsupported(f"{what}: under differential privacy only changes of float arrays leave a device")
+        if self.noise and not (self.norm and MIN_VARIANCE <= self.noise <= MAX_VARIANCE):  # also for NaN
+            raise Unsupported("noise has a variance that can be drawn, and is for private vectors")
+
+    @cached_property
     def modulus_bits(self) -> int:
-        return self.bits + sum_bits(self.clients)
+        plain = self.bits + sum_bits(self.clients)
+        return max(plain, (2 * self.peak(self.clients)).bit_length()) if self.noise else plain
+
+    def peak(self, count: int) -> int:
+        """The largest sum of an element over `count` devices."""
+        return count * self.levels + (reach(count * self.noise) if self.noise else 0)
+
+    @property
+    def private(self) -> bool:
+        return self.norm > 0
+
+    @cached_property
+    def squared_norm(self) -> int:
+        """What one private vector keeps within, in squared levels: its whole effect on a sum."""
+        return rounded_bound(self.norm * self.levels / self.clip, self.elements, ROUNDED_TWICE)
 
     @property
     def levels(self) -> int:
@@ -137,6 +181,8 @@ class Schema:
     @property
     def exact(self) -> int:
         """How many exact values there are."""
+        if self.private:
+            return 1
         return 3 + len(self.floats) + len(self.metrics) + sum(item.size for item in self.integers)
 
     @property
@@ -144,9 +190,14 @@ class Schema:
         return sum(item.size for item in self.floats)
 
     @property
+    def kept(self) -> int:
+        """Of `elements`, how many are sent."""
+        return math.ceil(self.subsample * self.elements)
+
+    @property
     def length(self) -> int:
         """Residues of a vector."""
-        return self.exact * self.digits + self.elements
+        return self.exact * self.digits + self.kept
 
     @property
     def bytes_on_the_wire(self) -> int:

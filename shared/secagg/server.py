@@ -5,6 +5,7 @@ client gets wrong raises a `PeerError` (leave that client out, and name it); wha
 is returned unless it is exact.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from shared.errors import Malformed, ProtocolError, RoundAborted
@@ -27,14 +28,22 @@ from shared.secagg.shamir import agreeing, combine
 from shared.secagg.states import ROUND, RoundEvent, RoundState, advance
 from shared.secagg.terms import RoundTerms
 
-COMPLAINTS = 2  # of one dealer, before it is believed that the fault is the dealer's: one device alone may slander it
 Apply = Callable[[Residues, list[Mask]], None]
 
 
 class Round:
-    """`quorum` is the least number of clients that may be counted; it is never below what the group's clients insist on."""
+    """`quorum` is the least number of clients that may be counted; it is never below what the group's clients insist on.
+
+    Raises `ValueError` for terms that are not of this group and schema.
+    """
 
     def __init__(self, group: Group, terms: RoundTerms, schema: Schema, *, quorum: int = 0) -> None:
+        if not terms.present <= set(group.dealt):
+            raise ValueError("a round is for those who dealt shares in its group")
+        if terms.binding != group.binding or not 1 <= terms.number <= group.terms.rounds:
+            raise ValueError("the group has no keys for this round")
+        if terms.schema_digest != schema.digest or schema.clients < group.terms.clients:
+            raise ValueError("the round agreed on another schema")
         self.group, self.terms, self.schema = group, terms, schema
         self.quorum = max(quorum, group.terms.fewest)
         self._state = RoundState.MASKED
@@ -58,10 +67,15 @@ class Round:
 
     @property
     def false_dealers(self) -> Mapping[int, int]:
-        """Who dealt false shares, and how many said so. One device alone may be lying itself, unless nobody else could say it."""
+        """Who dealt false shares, and how many said so. One device alone may be lying itself, unless nobody else could say it.
+
+        So b must say so who each complain of fewer than b: devices that work together have fewer named than they are.
+        """
         found = dict.fromkeys(self._liars, 0)
+        named = Counter(seat for complaining in self._complaints.values() for seat in complaining)
         for dealer, complaining in self._complaints.items():
-            if len(complaining) >= COMPLAINTS or complaining >= set(self.group.holders(dealer)):
+            counts = enumerate(sorted(named[seat] for seat in complaining), start=1)
+            if any(count < b for b, count in counts) or complaining >= set(self.group.holders(dealer)):
                 found[dealer] = len(complaining)
         return found
 

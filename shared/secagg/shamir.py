@@ -38,11 +38,6 @@ def split(secrets: Sequence[Secret], threshold: int, holders: Sequence[int], ent
     return [Secret(row.tobytes()) for row in values.astype("<u4")]
 
 
-def nth(shares: Secret, place: int) -> Secret:
-    """One holder's share of the secret in `place`."""
-    return Secret(shares.reveal()[place * SHARE_BYTES : (place + 1) * SHARE_BYTES])
-
-
 def combine(shares: Mapping[int, Secret]) -> Secret:
     """The secret that exactly these shares meet in, by holder. Raises `Malformed` where they cannot be shares of one."""
     if any(len(share.reveal()) != SHARE_BYTES for share in shares.values()):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import median
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from shared.secagg.fields import Fields, Reader
 from shared.secagg.graph import Degrees, Rates, derive
 from shared.secagg.keys import digest
 from shared.secagg.packing import WORD_BITS
+from shared.secagg.private import Mechanism, Privacy
 from shared.secagg.quantize import Total
 from shared.secagg.schema import BITS, Arrays, MetricField, Schema, array_fields, sum_bits
 
@@ -30,6 +32,7 @@ CLIPS: Mapping[int, float] = {
     12: 12.0,
     16: 24.0,
 }  # where rotated elements are clipped, in scales
+LEAST_SUBSAMPLE = 1 / 64
 _LEAST_SCALE = 2.0**-40
 _MOST_SHRINK = 64.0  # a scale falls by at most so much from one exchange to the next
 _MOST_CLIPPED = (
@@ -145,9 +148,13 @@ class Settings:
     `ranges` maps array names (shell patterns, the first match wins) to the largest change of an element. It bounds integer arrays
     always, and float ones in a job's first exchange, when nothing is known about their size: that one takes all the bits that a
     word holds. What it shows is in `scales` (by array: the usual weighted change over `unit_weight`) and later ones take `bits`
-    an element. With `feedback`, what rounding and clipping take from an update is added to the device's next.
+    an element, of the share `subsample` of all. With `feedback`, what rounding, clipping and subsampling take from an update is
+    added to the device's next; without it what is not sent would be lost, so all is sent.
 
     Metrics that are not declared here stay on the device.
+
+    With `privacy` none of that holds but `bits`: every exchange has one public scale, the size that an element of a vector of
+    `clip_norm` has on average, and each device adds `noise` (a variance, in squared levels) to each element.
     """
 
     max_weight: int = DEFAULT_MAX_WEIGHT
@@ -158,8 +165,11 @@ class Settings:
     metrics: tuple[MetricField, ...] = ()
     bits: int = DEFAULT_BITS
     feedback: bool = True
+    subsample: float = 1.0
     unit_weight: float = 0.0
     scales: Mapping[str, float] = field(default_factory=dict)
+    privacy: Privacy | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         bounds = (self.float_range, self.integer_range, *self.ranges.values(), *self.scales.values())
@@ -171,9 +181,15 @@ class Settings:
             raise Unsupported(f"{self.weight_key!r} is the weight; it cannot also be a metric")
         if self.bits not in BITS:
             raise Unsupported(f"elements have {', '.join(map(str, BITS))} bits, not {self.bits}")
+        if not LEAST_SUBSAMPLE <= self.subsample <= 1 or (self.subsample < 1 and not self.feedback):
+            raise Unsupported(f"subsample is a share from {LEAST_SUBSAMPLE} to 1, and below 1 needs error feedback")
+        if self.privacy and (self.metrics or self.feedback):
+            raise Unsupported("under differential privacy nothing is exact: no metrics, and no error feedback")
 
     def schema(self, clients: int, arrays: Arrays, rotation: bytes) -> Schema:
         """`rotation` is 32 bytes that this exchange alone has. Raises `Unsupported` for arrays or numbers that cannot be summed."""
+        if self.privacy:
+            return self._private(self.privacy.clip_norm, clients, arrays, rotation)
         floats = [name for name, array in arrays.items() if array.dtype.kind == "f"]
         if not floats or not self.unit_weight or not set(floats) <= set(self.scales):
             scales = [self._bound(name, array.dtype.kind) for name, array in arrays.items()]
@@ -190,18 +206,52 @@ class Settings:
             unit_weight=self.unit_weight,
             clip=CLIPS[self.bits],
             rotation=rotation.hex(),
+            subsample=self.subsample,
         )
 
-    def after(self, total: Total) -> "Settings":
-        """What the next exchange goes by, once this one's sum is known. Where far too much was clipped it is like a first one: an
-        array changes that never had, or all change far more than they did.
+    def _private(self, clip_norm: float, clients: int, arrays: Arrays, rotation: bytes) -> Schema:
+        elements = sum(array.size for array in arrays.values() if array.dtype.kind == "f")
+        scale = clip_norm / math.sqrt(max(1, elements))
+        return Schema(
+            clients,
+            self.bits,
+            1,
+            self.metrics,
+            array_fields(arrays, [scale] * len(arrays)),
+            clip=CLIPS[self.bits],
+            rotation=rotation.hex(),
+            norm=clip_norm / scale,
+            noise=self.noise,
+            promise=str(sorted(_privacy_to_fields(self.privacy).items())) if self.privacy else "",
+        )
+
+    def with_noise(self, clients: int, dropped: int, arrays: Arrays) -> "Settings":
+        """For a group of `clients` of which `dropped` may go uncounted: with the noise that each device then adds, if any.
+
+        Raises `Unsupported` where no noise is enough.
         """
-        if self.unit_weight and total.clipped > _MOST_CLIPPED:
+        if not self.privacy or self.privacy.mechanism is not Mechanism.DISTRIBUTED:
+            return self
+        silent = replace(self, noise=0.0)
+        event = self.privacy.calibrated(silent.schema(clients, arrays, bytes(32)), dropped)
+        return replace(self, noise=event.variance)
+
+    def after(self, *totals: Total) -> "Settings":
+        """What the next exchange goes by, once this one's sums are known: one, or a group's each; under privacy, the same.
+
+        Of groups it takes the median, so that a poisoned one does not set the scales of the others. Where far too much was clipped
+        it is like a first one: an array changes that never had, or all change far more than they did.
+        """
+        if self.privacy:
+            return self
+        if self.unit_weight and median(total.clipped for total in totals) > _MOST_CLIPPED:
             return replace(self, unit_weight=0.0, scales={})
-        unit = total.weight / total.count
+        unit = median(total.weight / total.count for total in totals)
         scales = {
-            name: max(size / unit, self.scales.get(name, 0.0) / _MOST_SHRINK, _LEAST_SCALE)
-            for name, size in total.sizes.items()
+            name: max(
+                median(t.sizes[name] for t in totals) / unit, self.scales.get(name, 0.0) / _MOST_SHRINK, _LEAST_SCALE
+            )
+            for name in totals[0].sizes
         }
         return replace(self, unit_weight=unit, scales={**self.scales, **scales}) if scales else self
 
@@ -224,9 +274,12 @@ class Settings:
             "metric_highs": [float(metric.high) for metric in self.metrics],
             "bits": self.bits,
             "feedback": int(self.feedback),
+            "subsample": float(self.subsample),
             "unit_weight": float(self.unit_weight),
             "scale_names": list(self.scales),
             "scale_values": [float(scale) for scale in self.scales.values()],
+            "noise": float(self.noise),
+            **(_privacy_to_fields(self.privacy) if self.privacy else {}),
         }
 
     @classmethod
@@ -240,18 +293,50 @@ class Settings:
     @classmethod
     def _read(cls, fields: Fields) -> "Settings":
         read = Reader(fields, "the settings of a round")
-        ranges = read.columns(read.texts("range_patterns"), read.numbers("range_bounds"))
-        scales = read.columns(read.texts("scale_names"), read.numbers("scale_values"))
+        feedback = read.integer("feedback")
+        if feedback not in (0, 1):
+            raise Malformed("feedback is 0 or 1")
         metrics = read.columns(read.texts("metric_names"), read.numbers("metric_lows"), read.numbers("metric_highs"))
         return cls(
             max_weight=read.integer("max_weight"),
             weight_key=read.text("weight_key"),
             float_range=read.number("float_range"),
             integer_range=read.number("integer_range"),
-            ranges=dict(ranges),
+            ranges=read.table(read.texts("range_patterns"), read.numbers("range_bounds")),
             metrics=tuple(MetricField(*row) for row in metrics),
             bits=read.integer("bits"),
-            feedback=bool(read.integer("feedback")),
+            feedback=bool(feedback),
+            subsample=read.number("subsample"),
             unit_weight=read.number("unit_weight"),
-            scales=dict(scales),
+            scales=read.table(read.texts("scale_names"), read.numbers("scale_values")),
+            privacy=_privacy_from(read, fields),
+            noise=read.number("noise"),
         )
+
+
+def _privacy_to_fields(privacy: Privacy) -> Fields:
+    return {
+        "mechanism": str(privacy.mechanism),
+        "epsilon": float(privacy.epsilon),
+        "delta": float(privacy.delta),
+        "clip_norm": float(privacy.clip_norm),
+        "private_rounds": privacy.rounds,
+        "missing": float(privacy.missing),
+    }
+
+
+def _privacy_from(read: Reader, fields: Fields) -> Privacy | None:
+    """None where none of it is stated. Raises `Malformed` or `Unsupported`."""
+    if "mechanism" not in fields:
+        return None
+    name = read.text("mechanism")
+    if name not in set(Mechanism):
+        raise Malformed("an unknown mechanism of differential privacy")
+    return Privacy(
+        Mechanism(name),
+        read.number("epsilon"),
+        read.number("delta"),
+        read.number("clip_norm"),
+        read.integer("private_rounds"),
+        read.number("missing"),
+    )

@@ -10,9 +10,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shared.errors import Corrupt, Malformed, SignatureInvalid
 from shared.files import write_atomic
 from shared.signing.certificates import (
+    Authority,
+    generate_key,
     issued_at,
     key_to_pem,
     load_key,
+    make_csr,
     public_key_of,
     save_key,
     to_pem,
@@ -30,6 +33,14 @@ class DeviceIdentity:
         self.device = device
         self.certificate = certificate_der
         self._key = key
+
+    @classmethod
+    def create(cls, authority: Authority, device: str, *, now: float, valid_for_s: float) -> "DeviceIdentity":
+        """A new key and its certificate, where one hand holds the authority's key and the device's."""
+        key = generate_key()
+        return cls(
+            device, key, authority.issue(make_csr(key, device), device, "device", now=now, valid_for_s=valid_for_s)
+        )
 
     def __repr__(self) -> str:
         return f"DeviceIdentity({self.device})"

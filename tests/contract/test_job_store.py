@@ -19,7 +19,7 @@ from tests.memory_fleet import MemoryFleet
 PATH = (RoundState.SELECTED, RoundState.TRAINED, RoundState.AGGREGATED)
 ROWS = (
     DeviceRow(DeviceId("dev-1"), Outcome.COUNTED, "", 10, 100, 50, 0.5),
-    DeviceRow(DeviceId("dev-2"), Outcome.REJECTED, "w holds NaN", 0, 100, 50, 0.25),
+    DeviceRow(DeviceId("dev-2"), Outcome.REJECTED, "w holds NaN", 0, 100, 50, 0.25, 3),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from edge_agent.link.credentials import store_pair
+from edge_agent.link.credentials import store_identity
 from edge_agent.storage import DataStore
 from edge_agent.trainer import ports
 from edge_agent.trainer.inline import InlineTrainer
@@ -24,7 +24,7 @@ from shared.flower import decode_records, encode_records
 from shared.ids import Digest, TaskId
 from shared.secagg.messages import RECORD
 from shared.session import NODE_UNAVAILABLE, Gate
-from shared.signing.certificates import Authority, generate_key, make_csr
+from shared.signing.certificates import Authority
 from shared.signing.identity import DeviceIdentity
 from tests.integration.agent_kit import bundle, examples
 
@@ -35,11 +35,9 @@ MEMORY_MIB = 1024
 def settings(tmp_path: Path) -> WorkerSettings:
     """A device's folders, with a key and a certificate."""
     identity, now = tmp_path / "identity", SystemClock().now()
-    identity.mkdir()
-    authority, key = Authority.create("test", now), generate_key()
-    certificate = authority.issue(make_csr(key, "dev-1"), "dev-1", "device", now=now, valid_for_s=1000.0)
-    (identity / "authority.der").write_bytes(authority.certificate_der)
-    store_pair(identity, DeviceIdentity("dev-1", key, certificate), authority.certificate_der)
+    authority = Authority.create("test", now)
+    own = DeviceIdentity.create(authority, "dev-1", now=now, valid_for_s=1000.0)
+    store_identity(identity, own, authority.certificate_der)
     return WorkerSettings(tmp_path, identity, tmp_path / "data", tmp_path / "state", tmp_path / "out")
 
 

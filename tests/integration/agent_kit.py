@@ -24,7 +24,7 @@ from shared.bundle import Bundle, Report, inspect_bundle, write_bundle
 from shared.ids import CommandId, RolloutId, new_command_id, new_rollout_id
 from shared.learning.measure import choose_probe, probe_candidates
 from shared.learning.spec import InputSchema, ModelSpec
-from shared.session import Acknowledged, Event, Gate, Install, InstallReport, TaskResult, Withdraw
+from shared.session import Acknowledged, Event, Gate, Hello, Install, InstallReport, TaskResult, Withdraw
 from shared.signing.certificates import generate_key, make_csr
 from shared.signing.identity import DeviceIdentity
 from shared.signing.manifest import Manifest
@@ -124,6 +124,12 @@ class Kit:
 
     async def attached(self) -> None:
         await until(lambda: self.device.id in self.front.hub.connected())
+
+    async def hello(self) -> Hello:
+        """What the device says first; listeners hear of it a little after it is connected."""
+        _, found = await self._event(lambda event: isinstance(event, Hello), 20.0)
+        assert isinstance(found, Hello)
+        return found
 
     async def receipt(self, rollout: Rollout, *, acknowledge: bool = True, timeout_s: float = 20.0) -> Receipt:
         """The device's word about an order, acknowledged unless told otherwise."""

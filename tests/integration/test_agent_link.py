@@ -87,8 +87,7 @@ async def test_at_its_start_a_device_tells_its_profile_and_client_apps_and_sweep
             await k.attached()
             assert [half for half in halves if half.exists()] == []
             assert chunk.path.exists()
-            hello = next(event for kind, _, event in k.front.recorder.events if kind == "attached")
-            assert isinstance(hello, Hello)
+            hello = await k.hello()
             told = json.loads(hello.profile_json)
             assert told.pop("client_apps") == app_names()
             assert told == json.loads(json.dumps(asdict(GENERIC_X86)))

@@ -462,3 +462,32 @@ def test_answers_that_nobody_will_read_any_more_leave_no_blobs(scene: Scene) -> 
         scene.replies()
     scene.grid.close()
     assert list(scene.inbox.digests()) == []
+
+
+def test_a_stream_gives_replies_as_they_come_and_forgets_each_update_once_it_is_read(scene: Scene) -> None:
+    order, tasks = [3, 1, 2], dict[int, RunTask]()
+
+    def answer(node: int) -> None:
+        update = encode_records(RecordDict({"arrays": ArrayRecord({"w": Array(np.full(2000, node, np.float32))})}))
+        scene.answer(tasks[node], Part(digest=scene.inbox.write(update)))
+
+    def obey(device: DeviceId, told: Order) -> None:
+        if isinstance(told, RunTask):
+            tasks[told.node_id] = told
+            if len(tasks) == len(order):
+                answer(order[0])
+
+    for node in order:
+        scene.sessions.attach(DeviceId(f"dev-{node}"), obey)
+    content = RecordDict({"config": ConfigRecord({"step": 1})})
+    nodes = scene.grid.get_node_ids()
+    messages = [new_message(content, run_id=0, node_id=node, message_type="query") for node in nodes]
+    seen = []
+    for reply in scene.grid.stream(messages):
+        seen.append(reply.metadata.src_node_id)
+        assert len(list(scene.inbox.digests())) == 1, "its own, until the next is asked for"
+        if len(seen) < len(order):
+            answer(order[len(seen)])
+            assert len(list(scene.inbox.digests())) == 2
+    assert seen == order
+    assert list(scene.inbox.digests()) == []

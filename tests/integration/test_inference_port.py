@@ -56,7 +56,7 @@ async def test_hot_swaps_under_load_lose_no_request_and_no_client_goes_back(
             await go_live(service, spec_of(tmp_path, scaling_model(version), version=version, runtime=runtime))
             await load.seen(version)
             await service.slots.release("digits", version - 1)
-    assert load.errors == []
+    assert not load.errors, load.errors[0]
     assert load.wrong == []
     for answers in load.answers:
         versions = [answer.version for answer in answers]
@@ -76,7 +76,7 @@ async def test_a_revert_under_load_brings_the_old_version_back(service: Inferenc
         reverted = await service.slots.revert("digits")
         await load.seen(1)
     assert (reverted.version, reverted.state) == (1, "live")
-    assert load.errors == []
+    assert not load.errors, load.errors[0]
     assert load.wrong == []
     assert all(answers[-1].version == 1 for answers in load.answers)
 

@@ -17,9 +17,11 @@ from flwr.serverapp import Grid
 
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
-from edge_agent.link.credentials import store_pair
+from edge_agent.config import Home
+from edge_agent.ledger import FileLedgers
+from edge_agent.link.credentials import store_identity
 from edge_agent.storage import DataStore
-from edge_agent.trainer.ports import LocalTask, Piece
+from edge_agent.trainer.ports import REFUSED, LocalTask, Piece
 from edge_agent.trainer.process import Limits, ProcessTrainer
 from edge_agent.trainer.worker import WorkerSettings
 from shared.blobs import FolderBlobs
@@ -27,7 +29,8 @@ from shared.clock import SystemClock
 from shared.errors import RoundAborted
 from shared.flower import decode_records, encode_records, new_message, reply_error, reply_with, stamp
 from shared.ids import TaskId
-from shared.signing.certificates import Authority, generate_key, make_csr
+from shared.secagg.private import Mechanism, Privacy
+from shared.signing.certificates import Authority
 from shared.signing.identity import DeviceIdentity, FleetVerifier
 from tests.integration.agent_kit import examples
 
@@ -42,11 +45,9 @@ def authority() -> Authority:
 
 def device(folder: Path, name: str, authority: Authority) -> WorkerSettings:
     home = folder / name
-    identity, now, key = home / "identity", SystemClock().now(), generate_key()
-    identity.mkdir(parents=True)
-    certificate = authority.issue(make_csr(key, name), name, "device", now=now, valid_for_s=1000.0)
-    (identity / "authority.der").write_bytes(authority.certificate_der)
-    store_pair(identity, DeviceIdentity(name, key, certificate), authority.certificate_der)
+    identity = home / "identity"
+    own = DeviceIdentity.create(authority, name, now=SystemClock().now(), valid_for_s=1000.0)
+    store_identity(identity, own, authority.certificate_der)
     return WorkerSettings(home, identity, home / "data", home / "state", home / "out")
 
 
@@ -249,3 +250,54 @@ async def test_three_trainers_add_up_in_secret(tmp_path: Path, authority: Author
     finally:
         for trainer in trainers.values():
             await trainer.release()
+
+
+@pytest.mark.slow
+async def test_three_trainers_add_noise_of_their_own_and_keep_account_on_disk(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """The real processes, with a budget that one of them keeps to itself: it outlives them, and ends what it does not allow."""
+    trainers, homes = {}, {}
+    for node in (1, 2, 3):
+        settings = replace(device(tmp_path, f"dev-{node}", authority), max_epsilon=4.0 if node == 1 else 0.0)
+        DataStore(settings.data).ingest(*examples(30 * node))
+        homes[node] = settings
+        trainers[node] = ProcessTrainer(tmp_path / f"{node}.sock", settings, Limits(memory_mib=1024))
+    inner = TrainerGrid(trainers, asyncio.get_running_loop())
+    verifier = FleetVerifier(authority.certificate_der, SystemClock().now)
+    privacy = Privacy(Mechanism.DISTRIBUTED, 3.0, 1e-6, 1.0, 1, 0.1)
+    config = SecureConfig(privacy=privacy, feedback=False)
+    arrays = {"weight": Array(np.zeros((3, 16), np.float32)), "bias": Array(np.zeros(3, np.float32))}
+
+    def ask() -> RecordDict:
+        grid = SecureGrid(inner, config, verifier, client_app="softmax")
+        content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord({"server-round": 1})})
+        (reply,) = grid.send_and_receive([grid.create_message(content, "train", node, "") for node in trainers])
+        return reply.content
+
+    def spent(node: int) -> list[int]:
+        ledgers = FileLedgers(Home(homes[node].home).ledger, DataStore(homes[node].data).epochs)
+        assert set(ledgers.read()) == ledgers.epochs()
+        return [len(ledger.spends) for ledger in ledgers.read().values()]
+
+    try:
+        content = await asyncio.to_thread(ask)
+        assert dict(content.metric_records["metrics"]) == {"num-examples": 3}
+        assert [spent(node) for node in trainers] == [[1], [1], [1]]
+        await trainers[1].release()
+        with pytest.raises(RoundAborted):
+            await asyncio.to_thread(ask)
+        assert [spent(node) for node in trainers] == [[1], [1], [1]]
+    finally:
+        for trainer in trainers.values():
+            await trainer.release()
+
+
+async def test_a_device_with_a_budget_trains_for_nobody_who_adds_no_noise(tmp_path: Path, authority: Authority) -> None:
+    settings = replace(device(tmp_path, "dev-1", authority), max_epsilon=4.0)
+    trainer = ProcessTrainer(tmp_path / "t.sock", settings, Limits())
+    try:
+        outcome = await trainer.run(echo(1, Piece(inline=SMALL)))
+        assert outcome.error_code == REFUSED
+    finally:
+        await trainer.release()

@@ -268,6 +268,38 @@ class Watched:
         yield admin_pb2.Rollout(state=self.end)
 
 
+class OneRound:
+    """A coordinator that knows one round, of devices in these groups."""
+
+    def __init__(self, *groups: int) -> None:
+        self.groups = groups
+
+    def GetRound(self, request: admin_pb2.RoundRequest, timeout: float) -> admin_pb2.Round:  # noqa: N802
+        devices = [
+            admin_pb2.RoundDevice(name=f"d{place}", outcome="counted", group=group)
+            for place, group in enumerate(self.groups)
+        ]
+        return admin_pb2.Round(state="COMMITTED", attempt=1, devices=devices)
+
+
+@pytest.mark.parametrize(
+    ("groups", "shown"),
+    [
+        ((0, 0), ["DEVICE OUTCOME", "d0 counted", "d1 counted"]),
+        ((2, 1), ["DEVICE GROUP OUTCOME", "d1 1 counted", "d0 2 counted"]),
+    ],
+    ids=["one sum", "two groups"],
+)
+def test_a_round_shows_who_was_in_which_group_where_there_were_several(
+    groups: tuple[int, ...], shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "coordinator.cli.commands.round_show"
+    monkeypatch.setattr(f"{module}.admin", lambda where: contextlib.nullcontext(OneRound(*groups)))
+    outcome = CliRunner().invoke(cli, ["round", "show", "x", "1"], catch_exceptions=False)
+    table = [" ".join(line.split()) for line in outcome.output.splitlines()[-3:]]
+    assert [row[: len(wanted)] for row, wanted in zip(table, shown, strict=True)] == shown
+
+
 @pytest.mark.parametrize("json", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize(
     ("noun", "end", "code"),

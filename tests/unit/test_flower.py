@@ -217,6 +217,8 @@ def test_scalars_and_empty_arrays_are_read(value: Any) -> None:
 
 
 GOOD = Array(np.arange(4, dtype=np.float32))
+ENDLESS = 1 << 70
+WITHOUT_END = f"({ENDLESS},), }}".encode().ljust(30)
 BAD_ARRAYS = {
     "another shape": Array("float32", (5,), SType.NUMPY, GOOD.data),
     "another dtype": Array("int32", (4,), SType.NUMPY, GOOD.data),
@@ -224,6 +226,7 @@ BAD_ARRAYS = {
     "truncated": Array("float32", (4,), SType.NUMPY, GOOD.data[:-1]),
     "longer than it says": Array("float32", (4,), SType.NUMPY, GOOD.data + b"more"),
     "nothing": Array("float32", (4,), SType.NUMPY, b""),
+    "without end": Array("float32", (ENDLESS,), SType.NUMPY, GOOD.data.replace(b"(4,), }".ljust(30), WITHOUT_END)),
     "no npy": Array("float32", (4,), SType.NUMPY, b"x" * 200),
 }
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from coordinator.rounds.exchange import Fate, NullObserver, Outcome, SecureConfig, Summary, Timeouts
 from coordinator.rounds.grid import EXTRA_BYTES, _most_bytes
-from coordinator.rounds.linear import LINEAR, WHY_NOT, require_linear
+from coordinator.rounds.linear import LINEAR, ROBUST, WHY_NOT, least_groups, require_linear
 from coordinator.rounds.secure_grid import new_id
 from shared.errors import Unsupported
 from shared.secagg.graph import Rates
@@ -33,7 +33,7 @@ LINEAR_ONES: dict[str, Callable[[], Strategy]] = {
 OTHERS: dict[str, Callable[[], Strategy]] = {
     "Krum": flower.Krum,
     "MultiKrum": flower.MultiKrum,
-    "Bulyan": flower.Bulyan,
+    "Bulyan": lambda: flower.Bulyan(num_malicious_nodes=1),
     "FedMedian": flower.FedMedian,
     "FedTrimmedAvg": flower.FedTrimmedAvg,
     "QFedAvg": lambda: flower.QFedAvg(client_learning_rate=0.1),
@@ -69,6 +69,55 @@ def test_a_strategy_that_needs_single_updates_is_refused_with_the_reason_and_the
     message = str(caught.value)
     assert message.startswith(f"{name} cannot run with secure aggregation: {WHY_NOT[name]}")
     assert all(kind.__name__ in message for kind in LINEAR)
+
+
+ROBUST_ONES: dict[str, tuple[Callable[[], Strategy], int]] = {  # each with the groups that it needs
+    "the median": (flower.FedMedian, 3),
+    "a fifth trimmed": (lambda: flower.FedTrimmedAvg(beta=0.2), 5),
+    "nearly half trimmed": (lambda: flower.FedTrimmedAvg(beta=0.49), 3),
+    "a tenth trimmed": (lambda: flower.FedTrimmedAvg(beta=0.1), 10),
+    "Krum": (flower.Krum, 3),
+    "Krum with two poisoned": (lambda: flower.Krum(num_malicious_nodes=2), 7),
+    "MultiKrum of one": (lambda: flower.MultiKrum(num_malicious_nodes=1), 5),
+    "MultiKrum of three": (lambda: flower.MultiKrum(num_malicious_nodes=1, num_nodes_to_select=3), 8),
+    "Bulyan": (lambda: flower.Bulyan(num_malicious_nodes=2), 11),
+}
+
+
+@pytest.mark.parametrize(("build", "needed"), ROBUST_ONES.values(), ids=ROBUST_ONES)
+def test_a_robust_strategy_is_accepted_over_as_many_groups_as_it_needs(
+    build: Callable[[], Strategy], needed: int
+) -> None:
+    assert least_groups(build()) == needed
+    require_linear(build(), SecureConfig(groups=needed, least_groups=needed))
+    require_linear(build(), SecureConfig(groups=needed + 4, least_groups=needed))
+    with pytest.raises(Unsupported, match=rf"cannot run .* set \[secure\] groups to {needed} or more; or use FedAvg"):
+        require_linear(build(), SecureConfig(groups=needed - 1))
+    with pytest.raises(Unsupported, match=f"needs {needed} groups: set least_groups"):
+        require_linear(build(), SecureConfig(groups=needed, least_groups=needed - 1))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [flower.Bulyan, lambda: flower.FedTrimmedAvg(beta=0.0), lambda: flower.FedTrimmedAvg(beta=1e-9)],
+    ids=["Bulyan of none", "nothing trimmed", "next to nothing trimmed"],
+)
+def test_a_robust_strategy_that_would_leave_nothing_out_is_refused_over_groups(build: Callable[[], Strategy]) -> None:
+    with pytest.raises(Unsupported, match=r"num_malicious_nodes|beta"):
+        require_linear(build(), SecureConfig(groups=100))
+
+
+@pytest.mark.parametrize("build", LINEAR_ONES.values(), ids=LINEAR_ONES)
+def test_a_strategy_that_only_averages_does_with_any_number_of_groups(build: Callable[[], Strategy]) -> None:
+    assert least_groups(build()) == 1
+    require_linear(build(), SecureConfig(groups=7))
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHERS) - {kind.__name__ for kind in ROBUST}))
+def test_groups_are_no_help_to_a_strategy_that_needs_every_device_apart(name: str) -> None:
+    with pytest.raises(Unsupported, match="cannot run with secure aggregation") as caught:
+        require_linear(OTHERS[name](), SecureConfig(groups=50, least_groups=50))
+    assert "groups" not in str(caught.value)
 
 
 def test_every_strategy_that_flower_ships_is_judged_by_name() -> None:

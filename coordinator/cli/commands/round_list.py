@@ -30,7 +30,7 @@ def command(where: Where, job: str, as_json: bool) -> None:
             ("TRY", lambda r: str(r.attempt)),
             ("STATE", lambda r: r.state),
             ("COUNTED", lambda r: f"{sum(d.outcome == 'counted' for d in r.devices)} of {len(r.devices)}"),
-            ("EXAMPLES", lambda r: str(r.total_weight)),
+            ("EXAMPLES", lambda r: "private" if "epsilon" in r.metrics else str(r.total_weight)),
             ("ACCURACY", lambda r: share(r.metrics.get("eval_acc_before"))),
             ("UP", lambda r: size(r.bytes_up)),
             ("DOWN", lambda r: size(r.bytes_down)),

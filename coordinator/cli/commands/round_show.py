@@ -30,15 +30,20 @@ def command(where: Where, job: str, round_number: int, attempt: int | None, as_j
         [
             ("state", answer.state + (f" ({answer.reason})" if answer.reason else "")),
             ("attempt", str(answer.attempt)),
-            ("examples", str(answer.total_weight)),
+            (
+                "examples",
+                "private: each device counts once" if "epsilon" in answer.metrics else str(answer.total_weight),
+            ),
             *((name, f"{answer.metrics[name]:.4f}") for name in sorted(answer.metrics)),
         ]
     )
     click.echo()
+    grouped = [("GROUP", lambda d: str(d.group))] if any(d.group for d in answer.devices) else []
     print_table(
-        sorted(answer.devices, key=lambda d: d.name),
+        sorted(answer.devices, key=lambda d: (d.group, d.name)),
         [
             ("DEVICE", lambda d: d.name),
+            *grouped,
             ("OUTCOME", lambda d: d.outcome),
             ("EXAMPLES", lambda d: str(d.weight) if d.weight else "secret" if d.outcome == "counted" else "-"),
             ("UP", lambda d: size(d.bytes_up)),

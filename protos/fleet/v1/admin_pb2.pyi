@@ -231,7 +231,7 @@ class JobRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "name", "state", "rounds_committed", "rounds_total", "strategy", "secure", "created_at", "ended_at", "reason", "toml", "model", "release")
+    __slots__ = ("id", "name", "state", "rounds_committed", "rounds_total", "strategy", "secure", "created_at", "ended_at", "reason", "toml", "model", "release", "privacy", "epsilon", "delta", "epsilon_spent")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +245,10 @@ class Job(_message.Message):
     TOML_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_SPENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     state: str
@@ -258,7 +262,11 @@ class Job(_message.Message):
     toml: str
     model: str
     release: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., rounds_committed: _Optional[int] = ..., rounds_total: _Optional[int] = ..., strategy: _Optional[str] = ..., secure: _Optional[bool] = ..., created_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., reason: _Optional[str] = ..., toml: _Optional[str] = ..., model: _Optional[str] = ..., release: _Optional[int] = ...) -> None: ...
+    privacy: str
+    epsilon: float
+    delta: float
+    epsilon_spent: float
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., rounds_committed: _Optional[int] = ..., rounds_total: _Optional[int] = ..., strategy: _Optional[str] = ..., secure: _Optional[bool] = ..., created_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., reason: _Optional[str] = ..., toml: _Optional[str] = ..., model: _Optional[str] = ..., release: _Optional[int] = ..., privacy: _Optional[str] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., epsilon_spent: _Optional[float] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("at", "job", "round", "kind", "detail_json")
@@ -330,7 +338,7 @@ class Round(_message.Message):
     def __init__(self, job: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., state: _Optional[str] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., total_weight: _Optional[int] = ..., model_digest: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., devices: _Optional[_Iterable[_Union[RoundDevice, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[JobEvent, _Mapping]]] = ..., reason: _Optional[str] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ...) -> None: ...
 
 class RoundDevice(_message.Message):
-    __slots__ = ("device", "name", "outcome", "reason", "weight", "bytes_down", "bytes_up", "seconds")
+    __slots__ = ("device", "name", "outcome", "reason", "weight", "bytes_down", "bytes_up", "seconds", "group")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +347,7 @@ class RoundDevice(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     BYTES_UP_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     device: str
     name: str
     outcome: str
@@ -347,7 +356,8 @@ class RoundDevice(_message.Message):
     bytes_down: int
     bytes_up: int
     seconds: float
-    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., weight: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    group: int
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., weight: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., seconds: _Optional[float] = ..., group: _Optional[int] = ...) -> None: ...
 
 class StartRolloutRequest(_message.Message):
     __slots__ = ("model", "release", "plan_toml", "cohort")

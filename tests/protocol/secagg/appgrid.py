@@ -5,23 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.common.serde import context_from_proto, context_to_proto
 
 from coordinator.rounds.exchange import Outcome, Summary
+from edge_agent.ledger import Ledgers
 from edge_agent.secure_mod import ModPolicy, make_secure_mod
-from shared.flower import (
-    APP_RAISED,
-    decode_records,
-    encode_records,
-    new_message,
-    reply_error,
-    reply_with,
-    stamp,
-    to_numpy,
-)
+from shared.flower import encode_records, reply_with, to_numpy, with_content
+from shared.privacy.events import Event
 from shared.secagg.messages import RECORD, Phase
+from simulations.local_grid import LocalGrid, Node
 from tests.protocol.secagg.kit import Authority
 
 RUN_ID = 7
@@ -34,35 +28,14 @@ def phase_of(message: Message) -> str:
 
 
 @dataclass
-class Node:
-    app: ClientApp
-    context: Context
-
-
-@dataclass
-class AppGrid(Grid):
+class AppGrid(LocalGrid):
     """`faults[node, phase]` is called with the request instead of the app, and answers for it, or not at all (None)."""
 
-    nodes: dict[int, Node]
+    run_id: int = RUN_ID
     faults: dict[tuple[int, str], Fault] = field(default_factory=dict)
     sent: list[tuple[int, str, bytes]] = field(default_factory=list)  # node, phase, what it replied, as bytes
     budgets: list[float | None] = field(default_factory=list)
     pushed: list[Message] = field(default_factory=list)
-
-    def set_run(self, run: Any) -> None:
-        raise AssertionError("strategies do not call this")
-
-    @property
-    def run(self) -> Any:
-        return RUN_ID
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return new_message(content, run_id=RUN_ID, node_id=dst_node_id, message_type=message_type, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         self.pushed += messages
@@ -73,40 +46,18 @@ class AppGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         self.budgets.append(timeout)
-        for place, message in enumerate(messages):
-            stamp(message, run_id=RUN_ID, message_id=f"m{place}")
-            reply = self._deliver(message)
-            if reply is not None:
-                yield reply
+        yield from super().send_and_receive(messages, timeout=timeout)
 
     def restart(self, node: int) -> None:
         """As after SIGKILL: what the device kept in memory is gone."""
         self.nodes[node].context.state = RecordDict()
 
-    def _deliver(self, message: Message) -> Message | None:
-        node_id, phase = message.metadata.dst_node_id, phase_of(message)
-        arrived = new_message(
-            decode_records(encode_records(message.content)),
-            run_id=RUN_ID,
-            node_id=node_id,
-            message_type=message.metadata.message_type,
-        )
-        stamp(arrived, run_id=RUN_ID, message_id=message.metadata.message_id)
-        fault = self.faults.get((node_id, phase), self.handle)
-        reply = fault(arrived)
-        if reply is None or reply.has_error():
-            return reply
-        blob = encode_records(reply.content)
-        self.sent.append((node_id, phase, blob))
-        return reply_with(message, decode_records(blob))
-
-    def handle(self, message: Message) -> Message:
-        """What a host does: the app answers, and its exception becomes an error reply."""
-        node = self.nodes[message.metadata.dst_node_id]
-        try:
-            return node.app(message, node.context)
-        except Exception as error:  # noqa: BLE001 - a host survives whatever an app raises
-            return reply_error(message, APP_RAISED, f"the app raised {type(error).__name__}")
+    def answer(self, arrived: Message) -> Message | None:
+        node_id, phase = arrived.metadata.dst_node_id, phase_of(arrived)
+        reply = self.faults.get((node_id, phase), self.handle)(arrived)
+        if reply is not None and not reply.has_error():
+            self.sent.append((node_id, phase, encode_records(reply.content)))
+        return reply
 
 
 def silent(message: Message) -> None:
@@ -122,6 +73,42 @@ def losing_the_reply(grid: AppGrid) -> Fault:
     return fault
 
 
+def rewriting(grid: AppGrid, change: Callable[[RecordDict], None]) -> Fault:
+    def fault(message: Message) -> Message:
+        reply = grid.handle(message)
+        change(reply.content)
+        return reply
+
+    return fault
+
+
+def tampering(grid: AppGrid, replies: list[Message], change: Callable[[dict[str, Any]], None]) -> Fault:
+    """Deliver a changed request first, keep the answer, then the one that was meant."""
+
+    def fault(message: Message) -> Message:
+        honest = dict(message.content.config_records[RECORD])
+        lie = dict(honest)
+        change(lie)
+        content = RecordDict(dict(message.content.items()))
+        content[RECORD] = ConfigRecord(lie)
+        state = grid.nodes[message.metadata.dst_node_id].context.state
+        before = dict(state.items())
+        replies.append(grid.handle(with_content(message, content)))
+        assert dict(state.items()) == before, "a refusal changes nothing"
+        return grid.handle(message)
+
+    return fault
+
+
+class ProcessPerMessage(AppGrid):
+    """As Flower's SuperNode does it: the context goes through protobuf before each message."""
+
+    def handle(self, message: Message) -> Message:
+        node = self.nodes[message.metadata.dst_node_id]
+        node.context = context_from_proto(context_to_proto(node.context))
+        return super().handle(message)
+
+
 @dataclass
 class Recorder:
     """An observer that remembers."""
@@ -129,7 +116,11 @@ class Recorder:
     phases: list[tuple[Phase, Mapping[int, Outcome]]] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     passed: list[list[str]] = field(default_factory=list)  # the phases of each exchange that is closed
+    spent: list[Event] = field(default_factory=list)
     _open: list[str] = field(default_factory=list)
+
+    def spends(self, event: Event) -> None:
+        self.spent.append(event)
 
     def phase(self, phase: Phase, outcomes: Mapping[int, Outcome]) -> None:
         self.phases.append((phase, outcomes))
@@ -195,21 +186,40 @@ def query(message: Message, context: Context) -> Message:
 Handler = Callable[[Message, Context], Message]
 
 
+def changed(message: Message, context: Context, **arrays: np.ndarray[Any, Any]) -> Message:
+    reply = train(message, context)
+    reply.content["arrays"] = ArrayRecord({**reply.content["arrays"], **{n: Array(v) for n, v in arrays.items()}})
+    return reply
+
+
+def metrics(**values: float) -> Handler:
+    def trainer(message: Message, context: Context) -> Message:
+        reply = train(message, context)
+        reply.content["metrics"] = MetricRecord({name.replace("_", "-"): value for name, value in values.items()})
+        return reply
+
+    return trainer
+
+
 def make_grid(
     size: int = 5,
     *,
     policy: ModPolicy | None = None,
     trainers: Mapping[int, Handler] | None = None,
     authority: Authority | None = None,
+    ledgers: Mapping[int, Ledgers] | None = None,
 ) -> tuple[AppGrid, Authority]:
-    """Nodes 1 to `size`, each a real app behind the mod; `trainers` replaces some nodes' training."""
+    """Nodes 1 to `size`, each a real app behind the mod; `trainers` replaces some nodes' training,
+    `ledgers` are for those that add noise.
+    """
     authority = authority or Authority()
     nodes = {}
     for node_id in range(1, size + 1):
-        mod = make_secure_mod(authority.enrol(f"dev-{node_id}"), authority, policy)
+        kept = (ledgers or {}).get(node_id)
+        mod = make_secure_mod(authority.enrol(f"dev-{node_id}"), authority, policy, ledgers=kept)
         app = ClientApp(mods=[mod])
         app.train()((trainers or {}).get(node_id, train))
         app.evaluate()(evaluate)
         app.query()(query)
-        nodes[node_id] = Node(app, Context(RUN_ID, node_id, {}, RecordDict(), {}))
+        nodes[node_id] = Node.of(app, RUN_ID, node_id)
     return AppGrid(nodes), authority

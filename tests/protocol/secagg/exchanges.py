@@ -123,9 +123,16 @@ def assert_weight_and_loss_of(content: RecordDict, nodes: set[int]) -> None:
 def rounding_bounds(
     settings: Settings, arrays: Mapping[str, np.ndarray[Any, Any]], seats: int, nodes: set[int]
 ) -> dict[str, float]:
-    """How far rounding may move the mean over `nodes`, by float array, in Euclidean norm: see `shared.secagg.quantize`."""
+    """How far rounding may move the mean over `nodes`, by float array, in Euclidean norm."""
+    return mean_bounds(settings, arrays, seats, len(nodes), 10 * sum(nodes))
+
+
+def mean_bounds(
+    settings: Settings, arrays: Mapping[str, np.ndarray[Any, Any]], seats: int, counted: int, weight: int
+) -> dict[str, float]:
+    """The same for so many counted devices, which weigh so much together: see `shared.secagg.quantize`."""
     schema = settings.schema(seats, arrays, bytes(32))
-    step = schema.clip / schema.levels * schema.unit_weight * len(nodes) / (10 * sum(nodes))
+    step = schema.clip / schema.levels * schema.unit_weight * counted / weight
     return {item.name: item.scale * step * math.sqrt(schema.elements) for item in schema.floats}
 
 

@@ -5,12 +5,13 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from shared.errors import SignatureInvalid
+from shared.errors import FalseShares, SignatureInvalid
 from shared.secagg.client import Client
-from shared.secagg.graph import Rates
+from shared.secagg.graph import Rates, draw
 from shared.secagg.keys import Verifier
 from shared.secagg.messages import (
     Advert,
@@ -24,6 +25,7 @@ from shared.secagg.messages import (
     Roster,
     Shares,
     Witness,
+    graph_seed,
 )
 from shared.secagg.packing import Residues, lane, pack
 from shared.secagg.policy import Policy
@@ -248,3 +250,36 @@ def of(near: Neighbourhood, *adverts: Advert) -> Neighbourhood:
 def in_another_seat(fleet: Fleet, seat: int, device: int) -> Advert:
     """A device that works with the server sits down twice, with a new key."""
     return Client(fleet.terms, seat, Policy()).advertise(fleet.identities[device], os.urandom)[1]
+
+
+def tossed(fleet: Fleet, views: Mapping[int, Members]) -> dict[int, bytes]:
+    """The coins of all who are told of members, each of its own view."""
+    coins = {}
+    for seat, members in sorted(views.items()):
+        fleet.clients[seat], coin = fleet.clients[seat].toss(members)
+        coins[seat] = coin.coin
+    return coins
+
+
+def told(fleet: Fleet, seat: int, members: Members, coins: Mapping[int, bytes], *others: Advert) -> Neighbourhood:
+    """What a server tells a seat that is to believe in these members and coins, and in some adverts in place of true ones."""
+    graph = draw(fleet.size, fleet.terms.degrees, graph_seed(fleet.terms, members, coins))
+    adverts = {i: client.draft.advert for i, client in fleet.clients.items() if client.draft}
+    adverts |= {advert.index: advert for advert in others}
+    return Neighbourhood(coins, Roster(tuple(adverts[other] for other in graph.contacts(seat) if other in coins)))
+
+
+def assert_alone(fleet: Fleet, near: Mapping[int, Neighbourhood]) -> None:
+    """Device 1 can open no letter that the server has, nor can another device open its."""
+    deals = {}
+    for seat, item in near.items():
+        fleet.clients[seat], deals[seat] = fleet.clients[seat].share(item, fleet.verifier, os.urandom)
+    other = next(seat for seat in deals if 1 in deals[seat].boxes)
+    for reader, strange in ((1, set(deals[1].boxes)), (other, {1})):
+        boxes = {}
+        for sender in deals[reader].boxes:
+            sent = deals[sender].boxes if sender in deals else {}
+            boxes[sender] = sent.get(reader, bytes(100))  # no neighbour of it in the graph that it believes in
+        with pytest.raises(FalseShares) as caught:
+            fleet.clients[reader].receive(Inbox(boxes))
+        assert set(caught.value.dealers) == strange

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
 from edge_agent.secure_mod import OWED, ModPolicy
-from shared.errors import RoundAborted
+from shared.errors import RoundAborted, Unsupported
 from shared.flower import new_message, pack_bytes, reply_with
 from shared.secagg.messages import PACKED_TYPE, VECTOR_RECORD
 from shared.secagg.terms import Settings
@@ -249,7 +249,7 @@ def test_one_jobs_rounding_is_not_added_to_another_jobs_model() -> None:
     first = owed(inner, 1)
     for node in inner.nodes.values():
         node.context.run_id = 8
-    second = SecureGrid(inner, CONFIG, grid.verifier, carried=replace(grid.carried, group=None))
+    second = SecureGrid(inner, CONFIG, grid.verifier, carried=replace(grid.carried, drawn=None))
     got = ask(second, run=8) * 60
     records = [kept(inner, node) for node in NODES]
     assert [len(found) for found in records] == [2, 2, 2]
@@ -275,3 +275,23 @@ def test_the_devices_settings_are_the_exchanges() -> None:
     assert [item.feedback for item in used] == [False, False]
     assert used[1].scales.keys() == {"w"}
     assert (used[0].scales, used[0].unit_weight) == ({}, 0.0)
+
+
+# ---- subsampling
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_what_a_round_does_not_send_comes_in_later_ones(share: float) -> None:
+    """Over rounds that sums up to all changes but what is still owed: of one that stays the same, 1 / share - 1 times it."""
+    inner, grid = three(replace(CONFIG, bits=8, subsample=share))
+    used = watch_settings(inner)
+    rounds = 40
+    got = sum(ask(grid) for _ in range(rounds))
+    assert {settings.subsample for settings in used} == {share}
+    left = np.linalg.norm(rounds * change_of() - got) / np.linalg.norm(change_of())
+    assert left < 1.5 * (1 / share)
+
+
+def test_without_feedback_all_is_sent() -> None:
+    with pytest.raises(Unsupported, match="subsample"):
+        replace(CONFIG, subsample=0.5, feedback=False)

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from shared.errors import FalseShares, ProtocolError, RoundAborted
 from shared.flower import reply_with
+from shared.secagg.graph import Rates
 from shared.secagg.keys import Secret, seal
 from shared.secagg.messages import RECORD, Complaint, Inbox
 from shared.secagg.shamir import SHARE_BYTES
@@ -192,15 +193,31 @@ def test_a_complaint_from_one_that_takes_no_part_or_sent_a_vector_is_refused(gro
             group.server.add_complaint(seat, Complaint((2,)))
 
 
-def test_two_complaints_name_a_dealer_and_one_does_not(group: Fleet) -> None:
+def test_as_many_complaints_name_a_dealer_as_none_of_them_names_dealers(group: Fleet) -> None:
     group.begin()
     group.server.add_complaint(1, Complaint((2, 3)))
     assert group.server.false_dealers == {}
     group.server.add_complaint(4, Complaint((2,)))
-    assert group.server.false_dealers == {2: 2}
+    assert group.server.false_dealers == {}, "device 1 complains of as many as complain of device 2"
+    group.server.add_complaint(5, Complaint((2,)))
+    assert group.server.false_dealers == {2: 3}
 
 
 def test_who_complains_is_gone_for_the_round_and_its_masks_are_taken_out(group: Fleet) -> None:
     group.begin()
     group.server.add_complaint(1, Complaint((2,)))
     assert (group.run(masked={2, 3, 4, 5}) == group.expected()).all()
+
+
+@pytest.mark.parametrize("liars", [2, 3, 4])
+def test_devices_that_work_together_have_fewer_named_than_they_are(liars: int) -> None:
+    """However many each complains of."""
+    fleet = Fleet(12, Rates(0.34, 0.0), rounds=1).make()
+    most = 0
+    for count in range(1, 13 - liars):
+        fleet.begin()
+        for liar in range(1, liars + 1):
+            fleet.server.add_complaint(liar, Complaint(tuple(range(liars + 1, liars + 1 + count))))
+        most = max(most, len(fleet.server.false_dealers))
+        assert set(fleet.server.false_dealers) <= set(range(liars + 1, 13))
+    assert most == liars - 1

@@ -13,6 +13,7 @@ from shared.secagg.keys import tag
 from shared.secagg.messages import Inbox, RecoveryRequest, Reveal, Witness, confirmed
 from shared.secagg.policy import Policy
 from shared.secagg.quantize import decode
+from shared.secagg.server import Round
 from shared.secagg.states import ClientState
 from shared.secagg.terms import RoundTerms
 from tests.protocol.secagg.kit import Fleet, flip
@@ -236,8 +237,6 @@ def test_confirmations_of_another_round_or_another_set_are_worth_nothing(group: 
 # ---- shares of the lost
 
 REQUESTS: dict[str, RecoveryRequest] = {
-    "flower weakness: both share kinds of one peer": RecoveryRequest((2, 5), (5,)),
-    "both share kinds of one that is counted": RecoveryRequest((2,), (2,)),
     "the key of one that is counted": RecoveryRequest((), (2,)),
     "the seed of one that is not counted": RecoveryRequest((5,), ()),
     "its own seed share": RecoveryRequest((1,), ()),
@@ -297,3 +296,30 @@ def test_a_round_that_is_over_is_answered_no_more(group: Fleet) -> None:
     ):
         with pytest.raises(ProtocolError, match="refuses"):
             step()
+
+
+def test_a_seat_that_told_no_coin_cannot_make_up_the_number(sparse: Fleet) -> None:
+    """Devices that are not there would make the crowd look larger than it is."""
+    sparse.receive(sparse.shares(sparse.coins(sparse.keys(), set(range(1, 30)))))
+    terms = sparse.begin()
+    near = sparse.clients[1].neighbours
+    assert near is not None
+    assert near.members == set(range(1, 30))
+    sparse.clients[1].mask(terms, sparse.vectors[1].copy())
+    with pytest.raises(ProtocolError, match="not in this group"):
+        sparse.clients[1].mask(replace(terms, present=terms.present | {30}), sparse.vectors[1].copy())
+
+
+FOREIGN: dict[str, Callable[[RoundTerms], RoundTerms]] = {
+    "of those who dealt nothing": lambda t: replace(t, present=t.present | {9}),
+    "of another group": lambda t: replace(t, binding=bytes(32)),
+    "that there are no keys for": lambda t: replace(t, number=4),
+    "of another schema": lambda t: replace(t, schema_digest="d" * 64),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_a_server_begins_no_round(group: Fleet, change: Callable[[RoundTerms], RoundTerms]) -> None:
+    terms = group.begin()
+    with pytest.raises(ValueError):
+        Round(group.group, change(terms), group.schema)

@@ -1,25 +1,21 @@
 """A server that wants a graph of its own choice: other members, other coins, one device in two seats."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from shared.errors import FalseShares, ProtocolError
+from shared.errors import ProtocolError
 from shared.secagg.client import Client
-from shared.secagg.graph import draw
 from shared.secagg.messages import (
-    Advert,
-    Inbox,
     Members,
     Neighbourhood,
     Roster,
-    graph_seed,
 )
 from shared.secagg.policy import Policy
 from shared.secagg.states import ClientState
-from tests.protocol.secagg.kit import Fleet, in_another_seat, of, put
+from tests.protocol.secagg.kit import Fleet, assert_alone, in_another_seat, of, put, told, tossed
 
 EVERYBODY = frozenset(range(1, 6))
 
@@ -117,23 +113,6 @@ def test_a_coin_chosen_after_the_others_were_heard_is_refused(sparse: Fleet) -> 
         sparse.clients[1].share(replace(near, coins={**near.coins, 2: os.urandom(32)}), sparse.verifier, os.urandom)
 
 
-def tossed(fleet: Fleet, views: Mapping[int, Members]) -> dict[int, bytes]:
-    """The coins of all who are told of members, each of its own view."""
-    coins = {}
-    for seat, members in sorted(views.items()):
-        fleet.clients[seat], coin = fleet.clients[seat].toss(members)
-        coins[seat] = coin.coin
-    return coins
-
-
-def told(fleet: Fleet, seat: int, members: Members, coins: Mapping[int, bytes], *others: Advert) -> Neighbourhood:
-    """What a server tells a seat that is to believe in these members and coins, and in some adverts in place of true ones."""
-    graph = draw(fleet.size, fleet.terms.degrees, graph_seed(fleet.terms, members, coins))
-    adverts = {i: client.draft.advert for i, client in fleet.clients.items() if client.draft}
-    adverts |= {advert.index: advert for advert in others}
-    return Neighbourhood(coins, Roster(tuple(adverts[other] for other in graph.contacts(seat) if other in coins)))
-
-
 def test_a_device_in_two_seats_is_refused_and_under_a_false_tag_it_is_found_by_its_neighbours(sparse: Fleet) -> None:
     """Few devices could otherwise fill many seats of a large group, and be most of a victim's neighbours."""
     members = sparse.keys()
@@ -168,17 +147,6 @@ def test_a_graph_of_fewer_coins_than_clients_may_remain_is_refused_though_all_el
     assert sparse.clients[1].share(told(sparse, 1, members, enough), sparse.verifier, os.urandom)
 
 
-def test_two_devices_told_of_different_coins_cannot_read_each_others_shares(sparse: Fleet) -> None:
-    """An equivocating graph seed: all but device 1 hear one coin less. The seed is part of every key: device 1 is alone."""
-    members = sparse.keys()
-    assert members is not None
-    coins = tossed(sparse, dict.fromkeys(sparse.clients, members))
-    fewer = {seat: coin for seat, coin in coins.items() if seat != 30}
-    assert_alone(
-        sparse, {1: told(sparse, 1, members, coins), **{i: told(sparse, i, members, fewer) for i in range(2, 30)}}
-    )
-
-
 def test_two_devices_told_of_different_members_cannot_read_each_others_shares(sparse: Fleet) -> None:
     """Of a member that then tells no coin, so that nobody asks for its key."""
     members = sparse.keys()
@@ -186,19 +154,3 @@ def test_two_devices_told_of_different_members_cannot_read_each_others_shares(sp
     views = {i: replace(members, leaves={**members.leaves, 30: b"x" * 32}) if i == 1 else members for i in range(1, 30)}
     coins = tossed(sparse, views)
     assert_alone(sparse, {i: told(sparse, i, view, coins) for i, view in views.items()})
-
-
-def assert_alone(fleet: Fleet, near: Mapping[int, Neighbourhood]) -> None:
-    """Device 1 can open no letter that the server has, nor can another device open its."""
-    deals = {}
-    for seat, item in near.items():
-        fleet.clients[seat], deals[seat] = fleet.clients[seat].share(item, fleet.verifier, os.urandom)
-    other = next(seat for seat in deals if 1 in deals[seat].boxes)
-    for reader, strange in ((1, set(deals[1].boxes)), (other, {1})):
-        boxes = {}
-        for sender in deals[reader].boxes:
-            sent = deals[sender].boxes if sender in deals else {}
-            boxes[sender] = sent.get(reader, bytes(100))  # no neighbour of it in the graph that it believes in
-        with pytest.raises(FalseShares) as caught:
-            fleet.clients[reader].receive(Inbox(boxes))
-        assert set(caught.value.dealers) == strange

@@ -1,5 +1,6 @@
 """What a group and its rounds leave behind: nothing secret, anywhere."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterable
@@ -11,11 +12,14 @@ import pytest
 
 from shared.errors import Malformed, ProtocolError
 from shared.secagg.client import Client
+from shared.secagg.graph import Rates
+from shared.secagg.kept import SEED, joined, pieces
 from shared.secagg.keys import KEY_BYTES, Secret
 from shared.secagg.masks import Mask
 from shared.secagg.messages import Deal, RecoveryRequest
 from shared.secagg.packing import unpack
 from shared.secagg.policy import Policy
+from shared.secagg.shamir import SHARE_BYTES
 from shared.secagg.states import ClientState
 from tests.protocol.secagg.kit import Fleet
 
@@ -139,7 +143,7 @@ def test_the_seed_and_masks_of_a_round_are_gone_as_soon_as_they_are_revealed_and
     group.unmasked(group.confirmed(group.masked()))
     left = group.clients[1].keys[1]
     assert (left.seed.reveal(), left.pairs.reveal()) == (b"", b"")
-    assert left.shares == old.shares
+    assert left.shares == joined(pieces(old.shares, SHARE_BYTES)[SEED::2]), "of those who are counted, nobody's key"
     group.begin(2)
     group.mask(1)
     assert not any(secret in flat(group.clients[1]) for secret in secrets_in(old))
@@ -152,7 +156,8 @@ def test_a_round_that_broke_off_leaves_nothing_once_the_next_is_masked_for(group
     counted = group.masked()
     if until == "confirmed":
         group.confirmed(counted)
-    assert all(secret in flat(group.clients[1]) for secret in secrets_in([old.seed, old.pairs]))
+    left = secrets_in([old.seed, *([old.pairs] if until == "masked" else [])])
+    assert all(secret in flat(group.clients[1]) for secret in left)
     group.begin(3)
     group.mask(1)
     assert set(group.clients[1].keys) == {3}, "nor of the round that was skipped"
@@ -255,6 +260,18 @@ def test_a_client_comes_back_from_storage_in_every_state(sparse: Fleet) -> None:
         {"key_numbers": [1, 2, 3, 4]},
         {"version": 1},
         {"dealers": ["1"]},
+        {"key_numbers": [1, 2, 9]},
+        {"key_numbers": [0, 1, 2]},
+        {"state": "ready"},
+        {"state": "advertised"},
+        {"state": "masked"},
+        {"state": "new"},
+        {"dealers": [9]},
+        {"holders": [2, 3, 4, 4]},
+        {"private": bytes(32)},
+        {"pairs": [bytes(32)] * 3},
+        {"shares": [bytes(72)] * 3},
+        {"counted": b"\xf8"},
     ],
     ids=str,
 )
@@ -294,3 +311,43 @@ def test_randomness_is_asked_for_and_never_made_up(five: Fleet) -> None:
         return five.clients[1].share(near, five.verifier, lambda _: next(left))[1]
 
     assert dealt() == dealt()
+
+
+def test_masks_with_a_neighbour_that_dealt_nothing_are_forgotten_when_the_others_shares_come(five: Fleet) -> None:
+    """It can take part in no round, so that nobody may ask for them."""
+    inboxes = five.shares(five.coins(five.keys()), {1, 2, 3, 4})
+    near, before = five.clients[1].neighbours, five.clients[1].keys
+    assert near is not None
+    assert list(near.names) == [2, 3, 4, 5]
+    five.receive(inboxes)
+    assert five.clients[1].dealers == (2, 3, 4)
+    for number, key in before.items():
+        pairs = pieces(key.pairs, KEY_BYTES)
+        assert pieces(five.clients[1].keys[number].pairs, KEY_BYTES) == pairs[:3]
+        assert pairs[3].reveal() not in flat(five.clients[1])
+
+
+def test_of_a_round_that_is_over_no_secret_is_alive_in_memory_or_stored() -> None:
+    """Neither with the devices nor with the server, though one device dropped out and one fell silent. Of the latter, which does
+    not know how it ended, all is gone but its seed and the masks with who is gone.
+    """
+    five = Fleet(7, Rates(0.3, 0.0), rounds=2).make()
+    five.begin()
+    before = {seat: secrets_in(client.keys[1]) for seat, client in five.clients.items()}
+    own = {seat: client.keys[1].seed.reveal() for seat, client in five.clients.items()}
+    witnesses = five.confirmed(five.masked({1, 2, 3, 4, 5, 6}))
+    assert (five.recovered(five.unmasked(witnesses, {1, 2, 3, 4, 5})) == five.expected()).all()
+    over = {seat: found for seat, found in before.items() if seat <= 5}
+    gc.collect()
+    alive = [item.reveal() for item in gc.get_objects() if issubclass(type(item), Secret)]
+    assert len(alive) > 20, "those of the next round, and of the two that do not know"
+    finished = set().union(*over.values()) - before[6] - before[7]
+    assert len(finished) > 20
+    assert not any(secret in raw for raw in alive for secret in finished)
+    stored = {seat: flat(client) for seat, client in five.clients.items()}
+    assert not any(secret in raw for raw in stored.values() for secret in finished)
+    for seat in (1, 2, 3, 4, 5):
+        assert not any(secret in stored[seat] for secret in before[seat])
+    assert own[6] in stored[6]
+    kept = pieces(five.clients[6].keys[1].pairs, KEY_BYTES)
+    assert len(kept) == 1, "with device 7"

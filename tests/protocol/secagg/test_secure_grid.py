@@ -16,7 +16,7 @@ from shared.clock import ManualClock
 from shared.errors import RoundAborted, Unavailable, Unsupported
 from shared.flower import decode_records, reply_with
 from shared.secagg.graph import Rates
-from shared.secagg.messages import PACKED_TYPE, RECORD, VECTOR_RECORD
+from shared.secagg.messages import RECORD, VECTOR_RECORD
 from shared.secagg.packing import packed_size
 from shared.secagg.schema import BITS
 from tests.protocol.secagg.appgrid import (
@@ -181,39 +181,6 @@ def test_the_rest_of_a_grid_is_the_inner_one() -> None:
 # ---- what leaves a device
 
 
-def test_flower_weakness_metrics_and_counts_in_clear_here_a_reply_holds_one_masked_vector() -> None:
-    inner, authority = make_grid()
-    grid, _ = secure(inner, authority)
-    schema = grid.settings("train").schema(5, START, bytes(32))
-    grid.send_and_receive(messages(), timeout=60)
-    masked = {node: decode_records(blob) for node, phase, blob in inner.sent if phase == "masked"}
-    assert set(masked) == {1, 2, 3, 4, 5}
-    for content in masked.values():
-        assert set(content) == {RECORD, VECTOR_RECORD}
-        assert set(content[RECORD]) == {"phase"}
-        (vector,) = content.array_records[VECTOR_RECORD].values()
-        assert (vector.dtype, vector.stype) == ("uint8", PACKED_TYPE)
-        assert len(vector.data) == schema.bytes_on_the_wire
-
-
-def test_no_reply_of_a_later_exchange_says_more_than_its_masked_vector() -> None:
-    """Not even the same bytes twice: what is not masked is a key, a tag or a share of that round alone."""
-    inner, authority = make_grid()
-    grid, _ = secure(inner, authority)
-    for _ in range(2):
-        grid.send_and_receive(messages(), timeout=60)
-    later = [decode_records(blob) for _, _, blob in inner.sent[-15:]]
-    fields = {name for content in later for name in content[RECORD]}
-    assert fields == {"phase", "sender", "tag_seats", "tags", "seed", "pairs_with", "pairs"}
-    assert all(set(content) <= {RECORD, VECTOR_RECORD} for content in later)
-    tags = [content[RECORD]["tags"] for content in map(decode, inner.sent) if "tags" in content[RECORD]]
-    assert len(set(tags)) == len(tags) == 10
-
-
-def decode(sent: tuple[int, str, bytes]) -> RecordDict:
-    return decode_records(sent[2])
-
-
 def test_an_undeclared_metric_stays_on_the_device() -> None:
     inner, authority = make_grid()
     (reply,) = secure(inner, authority)[0].send_and_receive(messages())
@@ -245,12 +212,6 @@ def spying(grid: AppGrid, requests: list[tuple[str, list[str]]]) -> Fault:
         return grid.handle(message)
 
     return fault
-
-
-def test_flower_weakness_legacy_api_only_here_new_style_messages_and_mods() -> None:
-    """`ClientApp.train` with `Message` in and out is all that is used: see `appgrid.make_grid`."""
-    (reply,) = secure(*make_grid(3))[0].send_and_receive(messages(3))
-    assert isinstance(reply, Message)
 
 
 # ---- what a secure exchange cannot be

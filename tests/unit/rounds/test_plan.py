@@ -4,14 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.rounds.plan import JobSpec, Prune, Secure, Selection
+from coordinator.rounds.plan import JobSpec, Prune, Selection
+from coordinator.rounds.secrecy import Secure
 from shared.errors import ConfigError
 from shared.secagg.graph import Rates
 from shared.secagg.policy import Policy as DevicePolicy
+from shared.secagg.private import Mechanism, Privacy
 from shared.secagg.terms import GroupTerms
 
 TOP = 'name = "nightly"\nmodel = "digits"\nclient_app = "image-classifier"\nrounds = 8\n'
 SECURE = TOP + "[selection]\nmin_devices = 8\n"
+PRIVATE = SECURE + '[privacy]\nmechanism = "distributed"\n'
 SOFTMAX = (
     'name = "x"\nclient_app = "softmax"\nrounds = 1\nstart = { arrays_file = "/x" }\nselection = { min_devices = 3 }\n'
 )
@@ -78,6 +81,13 @@ def test_the_defaults_are_secure_and_average() -> None:
     assert set(spec.secret_metrics) == {"train_loss", "eval_acc_before", "eval_loss_before"}
 
 
+def test_a_private_job_tells_no_metric_and_pays_for_spare_rounds_too() -> None:
+    spec = JobSpec.parse(PRIVATE + "epsilon = 2\nspare_rounds = 3\n")
+    assert spec.secret_metrics == {}
+    assert spec.privacy.terms(spec.rounds) == Privacy(Mechanism.DISTRIBUTED, 2.0, 1e-6, 1.0, 11, 0.1)
+    assert JobSpec.parse(SECURE).privacy.terms(8) is None
+
+
 def test_an_app_that_is_not_known_shares_no_metrics_unless_the_job_names_them() -> None:
     assert JobSpec.parse(SECURE.replace("image-classifier", "echo")).secret_metrics == {}
     named = JobSpec.parse(SECURE.replace("image-classifier", "mine") + "[secure]\nmetrics = { loss = 9.0 }\n")
@@ -89,6 +99,17 @@ def test_a_secret_sum_waits_for_all_that_may_not_drop_whatever_the_quorum_is() -
     assert JobSpec.parse(SECURE + "quorum = 0.1\n[secure]\ndropout = 0.4\n").closing.quorum == pytest.approx(0.6)
     assert JobSpec.parse(SECURE + "quorum = 0.9\n").closing.quorum == pytest.approx(0.9)
     assert JobSpec.parse(SECURE + "quorum = 0.1\n[secure]\nenabled = false\n").closing.quorum == pytest.approx(0.1)
+
+
+GROUPS = SECURE + "quorum = 0.1\nwait_quantile = 0.2\n[secure]\ngroups = 4\n"
+
+
+def test_with_groups_an_exchange_is_not_given_up_with_one_of_them_nor_cut_short() -> None:
+    spec = JobSpec.parse(GROUPS)
+    assert (spec.secure.groups, spec.secure.min_group) == (4, 5)
+    assert spec.closing.quorum == pytest.approx(0.1)
+    assert spec.closing.quantile == pytest.approx(0.75)
+    assert JobSpec.parse(GROUPS.replace("0.2", "0.9")).closing.quantile == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("devices", range(3, 60))
@@ -131,6 +152,12 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "bits as text": (SECURE + '[secure]\nbits = "8"\n', "job.secure.bits"),
     "keys for no round": (SECURE + "[secure]\nkey_rounds = 0\n", "key_rounds from 1 to 64"),
     "keys for too many rounds": (SECURE + "[secure]\nkey_rounds = 65\n", "key_rounds from 1 to 64"),
+    "no group": (SECURE + "[secure]\ngroups = 0\n", "groups is from 1 to 1000"),
+    "groups of two": (SECURE + "[secure]\ngroups = 2\nmin_group = 2\n", "min_group at least 3"),
+    "rates that the smallest group does not bear": (
+        SECURE + "[secure]\ngroups = 2\nmin_group = 4\n",
+        "of 4 clients, 1 may drop out and 1 may be corrupt",
+    ),
     "rates that a round of min_devices does not bear": (
         SECURE + "[secure]\ndropout = 0.4\ncorrupt = 0.4\n",
         "job: of 8 clients, 3 may drop out and 3 may be corrupt: too many",
@@ -179,6 +206,28 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "a measured metric that the app does not report": (
         SECURE + "[evaluate]\nevery = 1\nmetrics = { train_loss = 1.0 }\n",
         "job.evaluate.metrics.train_loss: image-classifier reports eval_acc, eval_loss",
+    ),
+    "privacy without secrecy": (
+        PRIVATE + "[secure]\nenabled = false\n",
+        "job: privacy is for secret sums",
+    ),
+    "privacy that is configured and off": (SECURE + "[privacy]\nepsilon = 1.0\n", "job: privacy is configured and off"),
+    "a mechanism that nobody knows": (
+        SECURE + '[privacy]\nmechanism = "local"\n',
+        "job.privacy: mechanism is one of off",
+    ),
+    "epsilon zero": (PRIVATE + "epsilon = 0.0\n", "job.privacy: privacy needs a positive, finite epsilon"),
+    "an infinite epsilon": (PRIVATE + "epsilon = inf\n", "job.privacy: privacy needs a positive, finite epsilon"),
+    "delta one": (PRIVATE + "delta = 1.0\n", "job.privacy: privacy needs .* a delta between 0 and 1"),
+    "a delta of one in as many as there are devices": (PRIVATE + "delta = 0.125\n", "far less than 1 / devices"),
+    "a norm of nothing": (PRIVATE + "clip_norm = 0\n", "job.privacy: privacy needs a positive clip_norm"),
+    "everybody missing": (PRIVATE + "missing = 1.0\n", "job.privacy: privacy needs .* missing"),
+    "fewer missing than corrupt": (PRIVATE + "missing = 0.01\n", "job: devices that work with the coordinator"),
+    "fewer rounds than none to spare": (PRIVATE + "spare_rounds = -1\n", "job.privacy: spare_rounds"),
+    "privacy and exact measurements": (PRIVATE + "[evaluate]\nevery = 1\n", "job: a private job tells no metrics"),
+    "privacy and exact metrics": (
+        PRIVATE + "[secure]\nmetrics = { train_loss = 9.0 }\n",
+        "job: a private job tells no metrics",
     ),
     "evaluation every minus two rounds": (SECURE + "[evaluate]\nevery = -2\n", "job.evaluate"),
     "pruning everything": (SECURE + "[[prune]]\nafter_round = 2\nratio = 1.0\n", "job.prune"),

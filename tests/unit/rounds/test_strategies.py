@@ -15,8 +15,18 @@ from shared.client_apps import BUILT_IN, read_settings
 from shared.errors import ConfigError, Unsupported
 from shared.flower import assume_identity, new_message, reply_with, to_numpy
 from shared.secagg.graph import Rates
-from tests.protocol.secagg.appgrid import AppGrid, Node
+from shared.secagg.private import Mechanism, Privacy
+from simulations.local_grid import Node
+from tests.protocol.secagg.appgrid import AppGrid
 
+NEEDED = {  # options, and groups
+    "fedmedian": ("", 3),
+    "fedtrimmedavg": ("beta = 0.25", 4),
+    "krum": ("num_malicious_nodes = 1", 5),
+    "multikrum": ("num_malicious_nodes = 1, num_nodes_to_select = 2", 7),
+    "bulyan": ("num_malicious_nodes = 1", 7),
+    "fedavg": ("", 1),
+}
 MEMORY = {"fedavgm": "server_momentum = 0.9", "fedadam": "eta = 0.2", "fedyogi": "eta = 0.2", "fedadagrad": "eta = 0.2"}
 
 
@@ -70,6 +80,34 @@ def test_what_a_strategy_tells_the_app_is_a_setting_that_every_built_in_app_has_
     for key in told:
         with pytest.raises(ConfigError, match=f"job.train.{key}: the (coordinator|strategy) sets it"):
             spec(name, more=f"[train]\n{key} = 1\n")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_job_whose_fewest_devices_make_too_few_groups_for_its_strategy_is_refused(name: str) -> None:
+    options, needed = NEEDED[name]
+    text = f"groups = {needed + 1}\nmin_group = 5"
+    enough = grouped(name, options, text, 5 * needed)
+    assert type(build(enough)).__name__.lower() == name
+    config = secure_config(enough)
+    assert (config.groups, config.least_groups, config.min_group) == (needed + 1, needed, 5)
+    assert config.fewest(5 * needed) == 4 * needed
+    with pytest.raises(ConfigError, match=rf"selection.min_devices.*set it to {5 * needed} or more"):
+        build(grouped(name, options, text, 5 * needed - 1))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, needed) in NEEDED.items() if needed > 1])
+def test_a_job_with_too_few_groups_for_its_strategy_is_told_how_many_it_takes(name: str) -> None:
+    options, needed = NEEDED[name]
+    for groups in (1, needed - 1):
+        with pytest.raises(Unsupported, match=rf"set \[secure\] groups to {needed} or more"):
+            build(grouped(name, options, f"groups = {groups}", 100))
+
+
+def grouped(name: str, options: str, secure: str, devices: int) -> JobSpec:
+    return JobSpec.parse(
+        f'name = "x"\nclient_app = "echo"\nrounds = 1\n[start]\narrays_file = "x"\n[selection]\nmin_devices = {devices}\n'
+        f'[secure]\n{secure}\n[strategy]\nname = "{name}"\noptions = {{ {options} }}\n'
+    )
 
 
 @pytest.mark.parametrize("name", MEMORY)
@@ -187,3 +225,10 @@ def test_no_more_keys_are_made_than_a_job_has_exchanges(rounds: int, every: int,
         f"selection = {{ min_devices = 3 }}\nsecure = {{ key_rounds = {key_rounds} }}\nevaluate = {{ every = {every} }}\n"
     )
     assert secure_config(job).group_rounds == KEYS[rounds, every, key_rounds]
+
+
+def test_what_a_job_says_of_privacy_reaches_the_exchange_and_turns_off_what_would_break_it() -> None:
+    config = secure_config(spec("fedavg", secure=True, more='[privacy]\nmechanism = "central"\nclip_norm = 3.0\n'))
+    assert config.privacy == Privacy(Mechanism.CENTRAL, 8.0, 1e-6, 3.0, 3, 0.1)
+    assert (config.feedback, config.train_metrics, config.evaluate_metrics) == (False, {}, {})
+    assert secure_config(spec("fedavg", secure=True)).privacy is None

@@ -63,14 +63,6 @@ def test_masks_cancel_modulo_2_to_the_m_though_packing_cuts_off_the_lanes_upper_
     assert ((total & np.array((1 << bits) - 1, dtype=lane(bits))) == values).all()
 
 
-@pytest.mark.parametrize("bit", range(0, 256, 15))
-def test_flower_weakness_seeds_of_28_bits_here_every_bit_of_a_seed_counts(bit: int) -> None:
-    key = bytearray(range(32))
-    key[bit // 8] ^= 1 << bit % 8
-    differ = keystream(Secret(bytes(key)), 4096) != keystream(KEY, 4096)
-    assert differ.mean() > 0.98
-
-
 def test_masked_residues_look_uniform() -> None:
     """A constant vector under one mask: byte counts within five standard deviations, and no bit leans."""
     words = np.full(1 << 18, 12345, dtype="<u4")

@@ -120,8 +120,15 @@ def test_a_seat_named_twice_is_malformed() -> None:
     members = dict(Members.of([ADVERT, OTHER]).to_fields())
     with pytest.raises(Malformed, match="twice"):
         Members.from_fields({**members, "seats": [1, 1]})
-    with pytest.raises(Malformed, match="one device"):
-        Inbox.from_fields({"peers": [2, 2], "boxes": [b"a", b"b"]})
+    for kind, fields in {
+        Inbox: {"peers": [2, 2], "boxes": [b"a", b"b"]},
+        Witness: {"tag_seats": [2, 2], "tags": bytes(32)},
+        Reveal: {"sender": 1, "seed": bytes(32), "pairs_with": [2, 2], "pairs": bytes(64)},
+        Shares: {"sender": 1, "seeds_of": [3], "seed_shares": bytes(36), "keys_of": [2, 2], "key_shares": bytes(72)},
+        Neighbourhood: {**Roster(()).to_fields(), "coin_seats": [2, 2], "coins": bytes(64)},
+    }.items():
+        with pytest.raises(Malformed, match="twice"):
+            kind.from_fields(fields)  # type: ignore[attr-defined]
 
 
 def test_columns_of_different_lengths_are_malformed() -> None:
@@ -174,6 +181,11 @@ def test_terms_that_make_no_sense_are_malformed(change: dict[str, Any]) -> None:
         {"unit_weight": -1.0},
         {"unit_weight": float("nan")},
         {"max_weight": 0},
+        {"feedback": 2},
+        {"unit_weight": 2**63 - 1},
+        {"range_patterns": ["w*", "w*"], "range_bounds": [3.0, 4.0]},
+        {"weight_key": "\ud800"},
+        {"metric_names": ["\udfff"]},
     ],
     ids=str,
 )

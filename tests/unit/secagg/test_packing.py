@@ -93,6 +93,11 @@ def test_residues_lie_in_the_narrowest_lane(bits: int, kind: str) -> None:
     assert lane(bits) == np.dtype(kind)
 
 
-def test_flower_weakness_eight_bytes_a_parameter_here_one_and_a_half() -> None:
-    """8 bits an element, of 16 clients: 12 bits."""
-    assert packed_size(100_000, 12) == 150_000
+@pytest.mark.parametrize("bits", [4, 8, 11, 16, 20, 32])
+def test_something_after_the_last_residue_is_malformed(bits: int) -> None:
+    """Two strings of bytes would otherwise be one vector."""
+    data = bytearray(pack(np.ones(70, lane(bits)), bits))
+    data[-1] |= 0x80
+    with pytest.raises(Malformed, match="after the last"):
+        unpack(bytes(data), 70, bits)
+    assert (unpack(pack(np.ones(64, lane(bits)), bits), 64, bits) == 1).all()

@@ -75,3 +75,36 @@ def test_a_known_answer() -> None:
     signs = 1 - 2 * np.unpackbits(np.frombuffer(bytes.fromhex("dc"), "u1"))[:4].astype(float)
     hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
     assert np.allclose(turned, hadamard @ (signs * [1.0, 2.0, 3.0, 4.0]))
+
+
+# ---- subsampling
+
+
+@pytest.mark.parametrize("length", [1, 7, 200, 4097, 10_001])
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+def test_what_is_kept_comes_back_as_its_part_of_the_vector(length: int, share: float) -> None:
+    """Keeping is a projection: done again it changes nothing, and what it drops is at right angles to what it keeps."""
+    kept = int(np.ceil(share * length))
+    rotation = Rotation(SEED, length, "f8", kept=kept)
+    values = vector(length)
+    turned = rotation.forward(values.copy())
+    assert turned.shape == (kept,)
+    part = rotation.backward(turned.copy())
+    assert part.shape == (length,)
+    assert np.allclose(rotation.forward(part.copy()), turned, atol=1e-10)
+    assert np.dot(part, values - part) == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize("length", [300, 4100])
+def test_every_coordinate_is_as_likely_to_be_kept_as_any_other(length: int) -> None:
+    """The last ones too, which no whole block holds."""
+    kept, seeds = length // 4, 400
+    mean = np.zeros(length)
+    for seed in range(seeds):
+        rotation = Rotation(seed.to_bytes(32, "big"), length, "f8", kept=kept)
+        mean += rotation.backward(rotation.forward(np.ones(length)))
+    mean /= seeds
+    assert mean.mean() == pytest.approx(0.25, abs=0.02)
+    assert mean[-length % 256 - 1 :].mean() == pytest.approx(0.25, abs=0.1)
+    assert mean.min() > 0.05
+    assert mean.max() < 0.45

@@ -143,6 +143,16 @@ def test_scales_follow_up_at_once_and_down_in_steps() -> None:
     assert shrunk.scales["w"] > 0
 
 
+def test_of_many_groups_the_median_is_what_counts() -> None:
+    """One that tells of huge changes, of a huge weight, or that all was clipped, changes nothing for the others."""
+    first, honest = Settings(), total({"w": 3.0})
+    poisoned = replace(honest, weight=10**6, sizes={"w": 1e9}, clipped=1.0)
+    for groups in ([honest, honest, poisoned], [poisoned, honest, poisoned, honest, honest]):
+        assert first.after(*groups) == first.after(honest)
+        assert first.after(honest).after(*groups) == first.after(honest).after(honest)
+    assert first.after(honest, poisoned) != first.after(honest), "of two nobody knows which one to believe"
+
+
 def test_scales_of_arrays_that_were_not_summed_are_kept() -> None:
     settings = Settings().after(total({"w": 3.0})).after(total({"v": 6.0}))
     assert settings.scales == {"w": pytest.approx(0.1), "v": pytest.approx(0.2)}
@@ -206,3 +216,24 @@ IMPOSSIBLE: dict[str, Any] = {
 def test_settings_that_could_go_wrong_are_refused_when_they_are_made(build: Any) -> None:
     with pytest.raises(Unsupported):
         build()
+
+
+def test_a_share_of_the_elements_is_sent_once_their_scale_is_known() -> None:
+    settings = Settings(subsample=0.25)
+    big = {"w": np.zeros(1000, np.float32)}
+    first = settings.schema(10, big, ROTATION)
+    later = settings.after(total({"w": 3.0})).schema(10, big, ROTATION)
+    assert (first.kept, later.kept, later.elements) == (1000, 250, 1000)
+    assert later.length == later.exact * later.digits + 250
+    assert Settings.from_fields(settings.to_fields()).subsample == 0.25
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.01, 1.01, -1.0, float("nan")])
+def test_a_share_that_is_none_is_refused(wrong: float) -> None:
+    with pytest.raises(Unsupported):
+        Settings(subsample=wrong)
+
+
+def test_what_is_not_sent_must_be_owed() -> None:
+    with pytest.raises(Unsupported, match="feedback"):
+        Settings(subsample=0.5, feedback=False)

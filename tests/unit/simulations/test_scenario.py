@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 import simulations
-from coordinator.rounds.plan import JobSpec, Secure
+from coordinator.rounds.plan import JobSpec
+from coordinator.rounds.secrecy import Secure
 from shared.errors import ConfigError
 from shared.settings import load_toml, parse_toml
 from simulations.commands import Event, Round, RoundDevice

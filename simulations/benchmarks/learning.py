@@ -1,0 +1,215 @@
+"""What secure aggregation and its bit budget cost in accuracy and save in bytes: Fashion-MNIST, 20 devices, Dirichlet 0.5.
+
+Every way starts from the same weights and gives each device the same examples; all devices take part in every round. Plain is
+Flower's FedAvg on float32; the others go through the real protocol, in this process, with every message encoded. Bytes are those
+of all messages of a round, both directions, the mean over all rounds, the first one (which takes whole words) included. Accuracy
+is on the set's own test split, the mean of the last five rounds.
+
+\b
+python simulations/benchmarks/learning.py               the set is fetched first, once: about half an hour
+python simulations/benchmarks/learning.py --rounds 10 --way plain --way b8
+"""
+
+import logging
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from coordinator.rounds.exchange import SecureConfig
+from coordinator.rounds.secure_grid import SecureGrid
+from edge_agent.secure_mod import make_secure_mod
+from shared.flower import assume_identity, reply_with, to_numpy
+from shared.learning.hyperparameters import TrainSettings
+from shared.learning.models import build, initial_state, load_state
+from shared.learning.prune import prune
+from shared.learning.spec import ModelSpec, new_spec
+from shared.learning.state import State
+from shared.learning.train import FloatLearner, evaluate, fit, refresh_statistics
+from shared.secagg.keys import InsecureWarning, UnsignedIdentity, UnsignedVerifier
+from simulations import data
+from simulations.benchmarks.harness import Figure, figure, publish
+from simulations.local_grid import LocalGrid, Node
+from simulations.partition import Rows, dirichlet_split
+
+DEVICES = 20
+EXAMPLES = 12_000  # of the training split, over all devices
+ROUNDS = 40
+LAST = 5  # rounds whose accuracy is averaged
+PRUNED = 0.5  # of the channels, after a quarter of the rounds
+PUBLIC = 256  # examples that measure BatchNorm's statistics again after pruning
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run the rounds. `secure` None: plain. Aims: points of accuracy that may be lost, bytes that must be saved."""
+
+    name: str
+    secure: SecureConfig | None = None
+    pruned: bool = False
+    points: float | None = None
+    saved: float | None = None
+
+
+SMALL = SecureConfig(bits=8, subsample=1 / 3, delta_broadcast=True, group_rounds=64)
+WAYS: dict[str, Way] = {
+    "plain": Way("float32 FedAvg"),
+    "b8": Way("b = 8", SecureConfig(bits=8, group_rounds=64), points=0.3),
+    "b4": Way("b = 4", SecureConfig(bits=4, group_rounds=64), points=1.0),
+    "small": Way("b = 8, a third of the elements up, changes down", SMALL, saved=0.85),
+    "pruned": Way("the same, half of the channels pruned", SMALL, pruned=True, saved=0.95),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    accuracies: Sequence[float]
+    bytes_a_round: float
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.mean(self.accuracies[-LAST:])
+
+
+@dataclass
+class Lab:
+    """Devices with their examples, a network, and the weights that all ways start from."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    parts: tuple[Rows, ...]
+    test: tuple[np.ndarray, np.ndarray]
+    spec: ModelSpec
+    start: State
+    seed: int
+    learners: dict[str, FloatLearner] = field(default_factory=dict)  # workbenches, which all devices share
+
+    @classmethod
+    def make(cls, seed: int) -> "Lab":
+        clothes = data.load("fashion-mnist", say=lambda line: click.echo(line, err=True))
+        rng = np.random.default_rng(seed)
+        train = rng.permutation(clothes.test_from or len(clothes.y))[:EXAMPLES]
+        images, labels = 2 * clothes.x[train] - 1, clothes.y[train]
+        parts = dirichlet_split(labels, DEVICES, 0.5, rng, minimum=10)
+        spec = new_spec("cnn-small", {"shape": "1x28x28", "classes": ",".join(clothes.classes)})
+        test = (2 * clothes.x[clothes.test_from :] - 1, clothes.y[clothes.test_from :])
+        return cls(images, labels, parts, test, spec, initial_state(spec, rng), seed)
+
+    def learner(self, spec: str) -> FloatLearner:
+        if spec not in self.learners:
+            self.learners[spec] = FloatLearner(ModelSpec.from_json(spec))
+        return self.learners[spec]
+
+    def train(self, message: Message, context: Context) -> Message:
+        """One epoch over the device's own examples, the same for all ways that start from the same weights."""
+        config = message.content.config_records["config"]
+        start = {name: to_numpy(array) for name, array in message.content.array_records["arrays"].items()}
+        rows = self.parts[context.node_id - 1]
+        rng = np.random.default_rng((self.seed, context.node_id, int(str(config["server-round"]))))
+        settings = TrainSettings(lr=float(str(config["lr"])))
+        learner = self.learner(str(config["spec"]))
+        fitted = fit(learner, start, self.images[rows], self.labels[rows], settings=settings, rng=rng)
+        metrics = MetricRecord({"num-examples": fitted.examples, "loss": fitted.loss})
+        return reply_with(message, RecordDict({"arrays": records_of(fitted.state), "metrics": metrics}))
+
+    def grid(self, way: Way) -> tuple[LocalGrid, Grid]:
+        """The grid that counts bytes, and the one that the strategy is given."""
+        nodes = {}
+        for node in range(1, DEVICES + 1):
+            mods: list[Any] = (
+                [] if way.secure is None else [make_secure_mod(UnsignedIdentity(f"device-{node}"), UnsignedVerifier())]
+            )
+            app = ClientApp(mods=mods)
+            app.train()(self.train)
+            nodes[node] = Node.of(app, 1, node)
+        inner = LocalGrid(nodes)
+        return inner, inner if way.secure is None else SecureGrid(inner, way.secure, UnsignedVerifier())
+
+    def accuracy(self, spec: ModelSpec, state: State) -> float:
+        module = build(spec)
+        load_state(module, state)
+        return evaluate(module, *self.test).accuracy
+
+    def prune(self, spec: ModelSpec, state: State) -> tuple[ModelSpec, State]:
+        spec, state = prune(spec, state, PRUNED)
+        return spec, refresh_statistics(self.learner(spec.to_json()), state, self.images[:PUBLIC])
+
+
+def records_of(state: State) -> ArrayRecord:
+    return ArrayRecord({name: Array(array) for name, array in state.items()})
+
+
+def run(lab: Lab, way: Way, rounds: int, say: Callable[[str], None]) -> Run:
+    inner, grid = lab.grid(way)
+    spec, state, accuracies = lab.spec, lab.start, []
+    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=DEVICES, min_available_nodes=DEVICES)
+    for number in range(1, rounds + 1):
+        if way.pruned and number == 1 + rounds // 4:
+            spec, state = lab.prune(spec, state)
+        config = ConfigRecord({"lr": 0.05 * (1 - (number - 1) / rounds), "spec": spec.to_json()})
+        messages = strategy.configure_train(number, records_of(state), config, grid)
+        arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
+        if arrays is None:
+            raise RuntimeError("a round came to nothing")
+        state = {name: to_numpy(array) for name, array in arrays.items()}
+        accuracies.append(lab.accuracy(spec, state))
+        say(f"{way.name}: round {number}, {accuracies[-1]:.2%}")
+    return Run(accuracies, (inner.bytes_down + inner.bytes_up) / rounds / DEVICES)
+
+
+def figures_of(runs: dict[str, list[Run]]) -> list[Figure]:
+    plain = runs["plain"]
+    size = statistics.mean(one.bytes_a_round for one in plain)
+    figures = [
+        figure("accuracy, float32 FedAvg", 100 * statistics.mean(one.accuracy for one in plain), "%"),
+        figure("bytes a device and round, float32 FedAvg", size / 1000, "kB"),
+    ]
+    for key, found in runs.items():
+        way = WAYS[key]
+        if way.secure is None:
+            continue
+        accuracy = 100 * statistics.mean(one.accuracy for one in found)
+        lost = 100 * statistics.mean(b.accuracy - a.accuracy for a, b in zip(found, plain, strict=True))
+        saved = 1 - statistics.mean(one.bytes_a_round for one in found) / size
+        figures += [
+            figure(f"accuracy, {way.name}", accuracy, "%"),
+            figure(f"lost to float32 FedAvg, {way.name}", lost, "points", aim=way.points),
+            figure(
+                f"bytes saved, both ways, {way.name}",
+                100 * saved,
+                "% saved",
+                aim=way.saved and 100 * way.saved,
+                better="more",
+            ),
+        ]
+    return figures
+
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--rounds", default=ROUNDS, show_default=True)
+@click.option(
+    "--seeds", default=1, show_default=True, help="Runs of each way, with other splits and starts; means are told."
+)
+@click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these; plain is always there.")
+def main(rounds: int, seeds: int, ways: tuple[str, ...]) -> None:
+    warnings.simplefilter("ignore", InsecureWarning)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    assume_identity(run_id=1)
+    runs: dict[str, list[Run]] = {key: [] for key in WAYS if key == "plain" or not ways or key in ways}
+    for seed in range(seeds):
+        lab = Lab.make(seed)
+        for key, found in runs.items():
+            found.append(run(lab, WAYS[key], rounds, lambda line: click.echo(line, err=True)))
+    publish("learning", figures_of(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`coordinator job plan`: what privacy costs and what it leaves to learn from, told before anything is spent."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save
+
+from coordinator.cli.root import cli
+from shared.errors import ConfigError, Unsupported
+from shared.privacy.accountant import epsilon
+from shared.privacy.events import Skellam
+
+JOB = """name = "nightly"
+client_app = "softmax"
+rounds = 20
+[start]
+arrays_file = "start.safetensors"
+[selection]
+min_devices = 40
+[secure]
+bits = 4
+[privacy]
+mechanism = "distributed"
+epsilon = 5.0
+delta = 1e-5
+clip_norm = 2.0
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "start.safetensors").write_bytes(
+        save({"weight": np.zeros((10, 60), np.float32), "bias": np.zeros(10, np.float32)})
+    )
+    file = tmp_path / "job.toml"
+    file.write_text(JOB)
+    return file
+
+
+def plan(file: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli, ["job", "plan", str(file), *words])
+
+
+def found(file: Path, *words: str) -> dict[str, Any]:
+    outcome = plan(file, "--json", *words)
+    assert outcome.exit_code == 0, outcome.output
+    values: dict[str, Any] = json.loads(outcome.output)
+    return values
+
+
+def test_epsilon_is_that_of_the_jobs_rounds_and_of_the_spare_ones_and_the_budget_allows_no_more(job: Path) -> None:
+    values = found(job)
+    assert (values["parameters"], values["devices"], values["rounds"], values["delta"]) == (610, 40, 20, 1e-5)
+    assert values["epsilon"] < values["epsilon_spare"] <= 5.0
+    assert values["epsilon_spare"] == pytest.approx(5.0, rel=0.01)
+    assert values["rounds_allowed"] == 22
+    assert values["contributors"] == 40 - 10 - 4
+
+
+def test_what_is_printed_is_what_the_accountant_says_of_the_noise_that_is_printed(job: Path) -> None:
+    """A Skellam sum costs nearly what a Gaussian of its variance does."""
+    from dp_accounting import GaussianDpEvent, SelfComposedDpEvent, rdp
+
+    values = found(job)
+    accountant = rdp.RdpAccountant().compose(SelfComposedDpEvent(GaussianDpEvent(values["noise_multiplier"]), 20))
+    assert values["epsilon"] == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)
+
+
+def test_the_means_error_is_the_noise_of_those_who_are_counted(job: Path) -> None:
+    values = found(job)
+    certain = values["noise_multiplier"] * values["clip_norm"]  # of a sum, over 26; 30 are counted and add theirs
+    assert values["noise_per_element"] == pytest.approx(certain * math.sqrt(30 / 26) / 30, rel=0.05)
+    assert values["noise_norm"] == pytest.approx(values["noise_per_element"] * math.sqrt(610))
+    assert values["noise_to_signal"] == pytest.approx(values["noise_norm"] / math.sqrt(20) / 2.0)
+
+
+def test_more_devices_make_the_mean_better_and_cost_the_same(job: Path) -> None:
+    few, many = found(job, "--devices", "40"), found(job, "--devices", "4000")
+    assert many["epsilon"] == pytest.approx(few["epsilon"], rel=1e-3)
+    assert many["noise_norm"] < few["noise_norm"] / 50
+
+
+VERDICTS = {"40": "swamps the changes", "250": "expect to lose accuracy", "8000": "the changes stand out"}
+
+
+@pytest.mark.parametrize(("devices", "says"), VERDICTS.items())
+def test_it_says_when_the_noise_swamps_the_changes(job: Path, devices: str, says: str) -> None:
+    shown = plan(job, "--devices", devices, "--parameters", "5000")
+    assert shown.exit_code == 0
+    assert says in " ".join(shown.output.split())
+
+
+def test_people_read_who_adds_the_noise_and_that_central_is_weaker(job: Path) -> None:
+    assert "devices add noise before they mask" in plan(job).output
+    job.write_text(JOB.replace("distributed", "central"))
+    shown = " ".join(plan(job).output.split())
+    assert "weaker: the coordinator sees exact sums" in shown
+    assert "5" in shown
+
+
+def test_central_noise_leaves_a_better_mean_for_the_same_epsilon(job: Path) -> None:
+    distributed = found(job)
+    job.write_text(JOB.replace("distributed", "central"))
+    central = found(job)
+    assert central["mechanism"] == "central"
+    assert central["epsilon"] == pytest.approx(distributed["epsilon"], rel=0.01)
+    assert central["noise_norm"] < distributed["noise_norm"]
+
+
+def test_the_size_of_a_model_that_is_not_in_the_file_must_be_given(job: Path) -> None:
+    job.write_text(JOB.replace('[start]\narrays_file = "start.safetensors"\n', 'model = "digits"\n'))
+    with pytest.raises(ConfigError, match="give --parameters"):
+        raise plan(job).exception or AssertionError
+    assert found(job, "--parameters", "30000")["parameters"] == 30000
+
+
+def test_a_job_that_is_not_private_has_no_bound(job: Path) -> None:
+    job.write_text(JOB.partition("[privacy]")[0])
+    with pytest.raises(ConfigError, match="the job is not private"):
+        raise plan(job).exception or AssertionError
+
+
+def test_what_cannot_be_is_refused(job: Path) -> None:
+    job.write_text(JOB.replace("epsilon = 5.0", "epsilon = 1e-7"))
+    with pytest.raises(Unsupported):
+        raise plan(job).exception or AssertionError
+    job.write_text(JOB.replace("clip_norm = 2.0", "missing = 0.8"))
+    with pytest.raises(Unsupported, match="none surely adds noise"):
+        raise plan(job).exception or AssertionError
+
+
+def test_the_event_behind_a_plan_is_one_that_devices_would_reckon(job: Path) -> None:
+    """By hand: 610 elements of 4 bits in the scale of clip_norm / sqrt(d), clipped at 2.5 of them, 7 levels."""
+    values = found(job)
+    norm = 7 / 2.5 * math.sqrt(610)
+    certain = (values["noise_multiplier"] ** 2) * norm**2
+    event = Skellam(certain / 26, 26, math.ceil(norm**2 * 1.0), 610)
+    assert epsilon({event: 20}, 1e-5) == pytest.approx(values["epsilon"], rel=0.02)
