@@ -88,6 +88,7 @@ def worker_settings(home: Home, config: AgentConfig) -> WorkerSettings:
         outgoing=home.outgoing,
         require_secure=config.require_secure,
         min_group=config.min_group,
+        min_corrupt=config.min_corrupt,
         max_epsilon=config.max_epsilon,
         max_epsilon_delta=config.max_epsilon_delta,
         log_level=config.log_level,

@@ -11,7 +11,7 @@ from shared.files import check_socket_path
 from shared.settings import load_toml, with_overrides
 
 FILE_NAME = "agent.toml"
-_MAY_BE_ZERO = ("trainer_memory_mib", "inference_port", "max_epsilon")
+_MAY_BE_ZERO = ("trainer_memory_mib", "inference_port", "max_epsilon", "min_corrupt")
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -25,6 +25,9 @@ class AgentConfig:
     trainer_idle_s: float = 120.0  # the trainer is let go after so long without a task
     require_secure: bool = False  # refuse to train or evaluate unless the reply is masked
     min_group: int = 3  # smallest group to be summed with
+    min_corrupt: float = (
+        0.05  # of a group, working with the coordinator: so many at least must learn nothing all the same
+    )
     max_epsilon: float = (
         0.0  # of all private jobs together, over any one ingested file; 0: what each job states. If set,
     )
@@ -52,8 +55,8 @@ class AgentConfig:
                 raise ValueError(f"{name} must {'not be negative' if name in _MAY_BE_ZERO else 'be positive'}")
         if self.inference_port > 65535:
             raise ValueError("inference_port is a port, 0 to 65535")
-        if self.min_group < 3:
-            raise ValueError("min_group is at least 3: a sum over two hides nothing")
+        if self.min_group < 3 or not self.min_corrupt < 0.5:
+            raise ValueError("min_group is at least 3: a sum over two hides nothing; min_corrupt is a share below 0.5")
         if not (math.isfinite(self.max_epsilon) and self.max_epsilon_delta < 1):
             raise ValueError("max_epsilon is finite, and max_epsilon_delta below 1")
         if self.max_epsilon and self.share_secure_metrics:

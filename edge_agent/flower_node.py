@@ -18,6 +18,7 @@ from edge_agent.secure_mod import ModPolicy, Next, make_secure_mod
 from shared.clock import SystemClock
 from shared.errors import Corrupt, InputError
 from shared.flower import REFUSED, reply_error
+from shared.secagg.policy import of_a_device
 from shared.signing.identity import DeviceIdentity, FleetVerifier
 
 NODE_KEY = "identity"
@@ -47,7 +48,7 @@ def secure_mod_of_node(
     policy: ModPolicy | None = None, *, client_app: str = "", environment: Mapping[str, str] = os.environ
 ) -> NodeSecureMod:
     """Put it first in the app's list of mods, so that nothing passes it by."""
-    return NodeSecureMod(policy or ModPolicy(), client_app, environment)
+    return NodeSecureMod(policy or ModPolicy(of_a_device()), client_app, environment)
 
 
 def identity_folder(context: Context, environment: Mapping[str, str]) -> Path:

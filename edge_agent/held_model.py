@@ -8,7 +8,8 @@ from shared.flower import to_numpy, unpack_bytes
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.messages import RECORD
 
-HELD = f"{RECORD}.held."  # and a group's id
+HELD = f"{RECORD}.held."  # and a run's id and a group's
+MOST_MODELS = 4
 
 
 def resolve(content: RecordDict, fields: Fields, group: str, context: Context) -> RecordDict:
@@ -36,9 +37,12 @@ def resolve(content: RecordDict, fields: Fields, group: str, context: Context) -
 
 
 def keep(content: RecordDict, fields: Fields, group: str, context: Context) -> None:
-    """Of a content that all devices agree on: the model, for the next message to build on; of another group's none."""
+    """Of a content that all devices agree on: the model, for the next message to build on. One a run, and of few runs."""
     if "model" in fields:
-        for name in [name for name in context.state if name.startswith(HELD)]:
+        run, _, _ = group.partition(".")
+        for name in [name for name in context.state if name.startswith(f"{HELD}{run}.")]:
+            del context.state[name]
+        for name in [name for name in context.state if name.startswith(HELD)][: -(MOST_MODELS - 1)]:
             del context.state[name]
         context.state[f"{HELD}{group}"] = content[Reader(fields, "what is said of the model").text("model_name")]
 

@@ -3,8 +3,8 @@
 Every phase is an ordinary train or evaluate message with a `ConfigRecord` named `shoal.secagg`. Only the masked phase reaches
 the app, with that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere. Its masks are
 bound to all that it was given (`RoundTerms.inputs_digest`): with other devices' they cancel only if those were given the same.
-A message without the record is refused unless the policy allows plain work. A refusal is an error reply with code `REFUSED`;
-the app's own exceptions pass through.
+A message without the record, or of another kind, is refused unless the policy allows plain work. A refusal is an error reply
+with code `REFUSED`; the app's own exceptions pass through.
 
 Between phases the client's keys rest in `context.state`, one record a group, because Flower may start a process for each
 message. A round's keys are gone when it has what it needs, a group's when its rounds are used up, when the app fails to read
@@ -53,8 +53,9 @@ from shared.secagg.terms import GroupTerms, RoundTerms, Settings, from_bitmap, r
 
 Next = Callable[[Message, Context], Message]
 SECURED = ("train", "evaluate")
-GROUP = f"{RECORD}.group."  # and its id: a client's keys
-PENDING = f"{RECORD}.pending."  # and a group's id: what rounding took from the update that its last round masked …
+MOST_RUNS = 4  # that keys and leftovers are kept for
+GROUP = f"{RECORD}.group."  # and a run's id and a group's: a client's keys, good for that run only
+PENDING = f"{RECORD}.pending."  # and the same two: what rounding took from the update that its last round masked …
 OWED = f"{RECORD}.owed."  # and a run's id: … and from all that were counted before
 
 
@@ -92,12 +93,12 @@ class SecureMod:
         self._ledgers = ledgers
 
     def __call__(self, message: Message, context: Context, call_next: Next) -> Message:
-        if _category(message) not in SECURED:
-            return call_next(message, context)
-        if RECORD not in message.content:
+        if _category(message) not in SECURED or RECORD not in message.content:
             if self._policy.allow_plain and not self._policy.privacy.demanded:
                 return call_next(message, context)
-            return reply_error(message, REFUSED, "this device trains and evaluates with secure aggregation only")
+            return reply_error(
+                message, REFUSED, "this device answers with secure aggregation only, to train and to evaluate"
+            )
         try:
             return self._answer(message, context, call_next)
         except ShoalError as error:
@@ -109,7 +110,7 @@ class SecureMod:
             raise Malformed(f"the record {RECORD!r} is not a ConfigRecord")
         fields: Fields = dict(record)
         read = Reader(fields, "a secure aggregation message")
-        group, phase = read.text("group_id"), read.text("phase")
+        group, phase = _named(context, read.text("group_id")), read.text("phase")
         if phase == Phase.MASKED:
             return self._masked(message, context, call_next, fields, group)
         try:
@@ -124,10 +125,16 @@ class SecureMod:
         terms = GroupTerms.from_fields(fields)
         client = Client(terms, Reader(fields, "an invitation").integer("index"), self._policy.client)
         client, advert = client.advertise(self._identity, self._entropy)
-        for old in _oldest(context, GROUP, self._policy.kept_groups - 1):
-            _forget(context, old)
+        self._make_room(context)
         _store(context, client)
         return advert.to_fields()
+
+    def _make_room(self, context: Context) -> None:
+        """For one more group: of this run, and of all runs that this device works for."""
+        kept, run = self._policy.kept_groups, _named(context, "")
+        crowded = [f"{run}{old}" for old in _oldest(context, f"{GROUP}{run}", kept - 1)]
+        for old in (*crowded, *_oldest(context, GROUP, MOST_RUNS * kept - 1)):
+            _forget(context, old)
 
     def _coins(self, fields: Fields, group: str, context: Context) -> Fields:
         client, coin = self._load(context, group).toss(Members.from_fields(fields))
@@ -151,7 +158,8 @@ class SecureMod:
         settings, training = Settings.from_fields(fields), _category(message) == "train"
         inputs = held_model.resolve(_without_record(message.content), fields, group, context)
         base = _arrays(inputs, "message") if training else {}
-        found = inputs_digest(inputs, message_type=message.metadata.message_type, client_app=self._client_app)
+        kind, app = message.metadata.message_type, self._client_app
+        found = inputs_digest(inputs, message_type=kind, client_app=app, run_config=context.run_config)
         terms, schema = _agreed(fields, client, settings, base, found)
         client.check_round(terms)
         held_model.keep(inputs, fields, group, context)
@@ -238,7 +246,7 @@ class SecureMod:
 
     def _owe(self, context: Context, left: ArrayRecord) -> None:
         context.state.pop(f"{OWED}{context.run_id}", None)
-        for run in _oldest(context, OWED, self._policy.kept_groups - 1):
+        for run in _oldest(context, OWED, MOST_RUNS - 1):
             del context.state[f"{OWED}{run}"]
         context.state[f"{OWED}{context.run_id}"] = left
 
@@ -260,13 +268,18 @@ def _category(message: Message) -> str:
     return message.metadata.message_type.partition(".")[0]
 
 
+def _named(context: Context, group_id: str) -> str:
+    """A group by its run: what one run has made, another cannot use up."""
+    return f"{context.run_id}.{group_id}"
+
+
 def _slot(group: str) -> str:
     return f"{GROUP}{group}"
 
 
 def _store(context: Context, client: Client) -> None:
     """A client that has used up its keys is forgotten."""
-    group = client.terms.group_id
+    group = _named(context, client.terms.group_id)
     if client.spent:
         _forget(context, group)
     else:

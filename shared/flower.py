@@ -8,6 +8,7 @@ pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal 
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -239,10 +240,14 @@ def _record_digest(name: str, record: Any) -> Digest:
     return Digest(known)
 
 
-def inputs_digest(content: RecordDict, *, message_type: str, client_app: str) -> Digest:
-    """Of all that an app's answer may depend on besides the device itself: which app, asked for what, given which records."""
+def inputs_digest(
+    content: RecordDict, *, message_type: str, client_app: str, run_config: Mapping[str, Any] | None = None
+) -> Digest:
+    """Of all that an app's answer may depend on besides the device itself: which app, asked for what, given which records, in a run
+    of which settings.
+    """
     records = [[name, _record_digest(name, record)] for name, record in sorted(content.items())]
-    return digest_of(json.dumps([client_app, message_type, records]).encode())
+    return digest_of(json.dumps([client_app, message_type, records, sorted((run_config or {}).items())]).encode())
 
 
 def _open(blob: bytes) -> tuple[Any, dict[str, memoryview]]:

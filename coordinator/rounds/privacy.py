@@ -56,7 +56,7 @@ def forecast(spec: JobSpec, arrays: Arrays, devices: int) -> Forecast:
     """
     config = secure_config(spec)
     if config.privacy is None:
-        raise ConfigError("the job is not private: there is no bound on what its sums say", path="job.privacy")
+        raise ConfigError("the job is not private: set privacy.mechanism to distributed or central", path="job.privacy")
     dropped = config.rates.dropped(devices)
     settings = config.settings("train").with_noise(devices, dropped, arrays)
     schema = settings.schema(devices, arrays, bytes(32))

@@ -185,9 +185,9 @@ def _work(grid: "SecureGrid", messages: list[Message]) -> Work:
     contents = [message.content for message in messages]
     broadcast = _broadcast(grid, messages[0])
     if broadcast is not None:
-        _common_inputs(contents, messages[0], grid.client_app)
+        _common_inputs(contents, messages[0], grid)
         contents = [broadcast.whole_of(contents[0])]
-    inputs = _common_inputs(contents, messages[0], grid.client_app)
+    inputs = _common_inputs(contents, messages[0], grid)
     return Work(grid.ids(), category, settings, inputs, name, base, broadcast)
 
 
@@ -208,10 +208,10 @@ def _only_arrays(message: Message) -> tuple[str, Arrays]:
     return name, {key: to_numpy(array) for key, array in record.items()}
 
 
-def _common_inputs(contents: list[RecordDict], asked: Message, client_app: str) -> str:
+def _common_inputs(contents: list[RecordDict], asked: Message, grid: "SecureGrid") -> str:
     """The digest of what every device gets. Raises `Unsupported` unless it is one and the same."""
-    kind = asked.metadata.message_type
-    found = {inputs_digest(content, message_type=kind, client_app=client_app) for content in contents}
+    kind, app, config = asked.metadata.message_type, grid.client_app, grid.run_config
+    found = {inputs_digest(item, message_type=kind, client_app=app, run_config=config) for item in contents}
     if len(found) != 1:
         raise Unsupported(
             "secure aggregation sends the same arrays and settings to every device: answers to others have no common mean"

@@ -101,10 +101,11 @@ class Streaming(Protocol):
 class SecureGrid(Grid):
     """Wraps `inner`. `send_and_receive` raises `RoundAborted` when there is no sum, `Unsupported` for what cannot be one.
 
-    `client_app` is what the devices run, under the name that their secure mods were given; part of what they agree on. `apply`
-    adds masks to a sum: by default on every core that the process may use. `carried` outlives this object where a job makes one
-    for each exchange. `shuffle` puts devices in a random order, in which they are dealt into groups. `entropy` is for noise that
-    the server adds.
+    `client_app` is what the devices run, under the name that their secure mods were given, and `run_config` the settings of the
+    run, which Flower's own engines hand to both apps (`context.run_config`): parts of what devices agree on. `apply` adds masks to
+    a sum: by default on every core that the process may use. `carried` outlives this object where a job makes one for each
+    exchange. `shuffle` puts devices in a random order, in which they are dealt into groups. `entropy` is for noise that the server
+    adds.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class SecureGrid(Grid):
         clock: Clock | None = None,
         ids: Callable[[], str] = new_id,
         client_app: str = "",
+        run_config: Mapping[str, Any] | None = None,
         carried: Carried | None = None,
         apply: Apply = apply_masks_on_all_cores,
         shuffle: grouping.Shuffle = shuffled,
@@ -129,6 +131,7 @@ class SecureGrid(Grid):
         self.clock = clock or SystemClock()
         self.ids = ids
         self.client_app = client_app
+        self.run_config = dict(run_config or {})
         self.apply = apply
         self.entropy = entropy
         self.carried = carried or Carried()

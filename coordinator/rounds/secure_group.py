@@ -184,6 +184,12 @@ class GroupExchange:
         near = {seat: setup.neighbourhood(seat).to_fields() for seat in setup.present}
         yield ask(Phase.SHARES, near, _taker(Deal, setup.add_deal))
         group, inboxes = setup.close_shares()
+        for node in (node for node, seat in seats.items() if seat in setup.left_out):
+            self._fail(
+                node,
+                Fate.DROPPED,
+                f"{Phase.SHARES}: its word about a mask is not that of a neighbour: one of them is wrong",
+            )
         return MadeGroup(group, seats, inboxes)
 
     # ---- a round

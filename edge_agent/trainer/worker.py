@@ -50,6 +50,7 @@ class WorkerSettings:
     device: str = "cpu"
     require_secure: bool = False
     min_group: int = 3
+    min_corrupt: float = 0.05
     max_epsilon: float = 0.0
     max_epsilon_delta: float = 1e-6
     log_level: str = "info"
@@ -117,12 +118,13 @@ class Worker:
         from edge_agent.secure_mod import ModPolicy, make_secure_mod
         from edge_agent.storage import DataStore
         from shared.privacy.accountant import Budget
-        from shared.secagg.policy import Policy, PrivacyPolicy
+        from shared.secagg.policy import PrivacyPolicy, of_a_device
 
         settings = self._settings
         identity, verifier = read_identity(settings.identity)
         own = Budget(settings.max_epsilon, settings.max_epsilon_delta) if settings.max_epsilon else None
-        policy = ModPolicy(Policy(settings.min_group), allow_plain=plain_allowed, privacy=PrivacyPolicy(own))
+        crowd = of_a_device(settings.min_group, settings.min_corrupt)
+        policy = ModPolicy(crowd, allow_plain=plain_allowed, privacy=PrivacyPolicy(own))
         ledgers = FileLedgers(Home(settings.home).ledger, DataStore(settings.data).epochs, own)
         return make_secure_mod(identity, verifier, policy, client_app=client_app, ledgers=ledgers)
 

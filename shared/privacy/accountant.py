@@ -89,7 +89,7 @@ def calibrate(event: E, rounds: int, budget: Budget) -> E:
     if not fits(high):
         raise Unsupported(
             f"no noise that can be drawn gives epsilon {budget.epsilon:g} at delta {budget.delta:g} for {rounds} rounds: "
-            "round to a coarser grid, select more devices, or run fewer rounds"
+            "state fewer secure.bits, a larger epsilon, more devices, or fewer rounds and spare_rounds"
         )
     if fits(low):
         return replace(event, variance=low)

@@ -1,6 +1,6 @@
 """What a device insists on before it takes part."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.errors import ProtocolError, Unsupported
 from shared.privacy.accountant import Budget
@@ -10,17 +10,19 @@ from shared.secagg.private import Mechanism, noise_multiplier
 from shared.secagg.schema import Schema
 from shared.secagg.terms import GroupTerms, Settings
 
+DEFAULT_CORRUPT = 0.05  # of a group's clients
+
 
 @dataclass(frozen=True)
 class Policy:
     """What a device insists on, whatever the server asks.
 
     `min_clients` is the crowd to hide in: it holds for the group, for each round and for those counted. `rates` are the least
-    corruption and the least security bits, and the most dropout, that it lets a group be laid out for.
+    corruption and the least security bits, and the most dropout and abort bits, that it lets a group be laid out for.
     """
 
     min_clients: int = 3
-    rates: Rates = field(default_factory=lambda: Rates(dropout=0.5, corrupt=0.0))
+    rates: Rates = field(default_factory=lambda: Rates(dropout=0.5, corrupt=0.0, abort_bits=40))
 
     def __post_init__(self) -> None:
         if self.min_clients < 2:
@@ -34,16 +36,23 @@ class Policy:
                 f"{self.min_clients}"
             )
         asked, own = terms.rates, self.rates
-        if asked.corrupt < own.corrupt or asked.security_bits < own.security_bits or asked.dropout > own.dropout:
+        weak = asked.corrupt < own.corrupt or asked.security_bits < own.security_bits
+        if weak or asked.dropout > own.dropout or asked.abort_bits > own.abort_bits:
             raise ProtocolError(
-                f"the group is laid out for a dropout of {asked.dropout:g}, {asked.corrupt:g} corrupt and "
-                f"{asked.security_bits} bits; this device wants at most {own.dropout:g}, at least {own.corrupt:g} and "
-                f"{own.security_bits}"
+                f"the group is laid out for a dropout of {asked.dropout:g}, {asked.corrupt:g} corrupt, {asked.security_bits} bits "
+                f"of security and {asked.abort_bits} against aborts; this device wants at most {own.dropout:g}, at least "
+                f"{own.corrupt:g} and {own.security_bits}, and at most {own.abort_bits}"
             )
         try:
             terms.degrees  # noqa: B018
         except Unsupported as error:
             raise ProtocolError(error.message) from error
+
+
+def of_a_device(min_clients: int = 3, corrupt: float = DEFAULT_CORRUPT) -> Policy:
+    """What a device in the field insists on: a group in which a share `corrupt` would learn nothing, working with the server."""
+    policy = Policy(min_clients)
+    return replace(policy, rates=replace(policy.rates, corrupt=corrupt))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class Schema:
     A rotated element of a device with `unit_weight` examples is clipped at `clip` times its scale. `rotation` is 64 hex digits, or
     empty where elements are not rotated; of rotated ones the share `subsample` is sent. `norm` is what a private vector is clipped
     to, Euclidean, in scales, 0 where there is no privacy; `noise` is the variance, in squared levels, of what each device adds to
-    each element, and `promise` says what for.
+    each element; `settings` is the digest of all that it is made by.
     """
 
     clients: int
@@ -108,7 +108,7 @@ class Schema:
     subsample: float = 1.0
     norm: float = 0.0
     noise: float = 0.0
-    promise: str = ""
+    settings: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.clients <= MAX_CLIENTS:

@@ -62,12 +62,15 @@ class Group:
 
 @dataclass
 class Setup:
-    """One group in the making. `false_dealers` are seats whose word about a pair's mask differs from their partners'."""
+    """One group in the making. `left_out` are seats whose word about a pair's mask differs from a partner's; `false_dealers`, with
+    how many, those that differ from more than half of their partners: fewer might be lying about them.
+    """
 
     terms: GroupTerms
     verifier: Verifier
     state: SetupState = SetupState.KEYS
     false_dealers: dict[int, int] = field(default_factory=dict)
+    left_out: set[int] = field(default_factory=set)
     _adverts: dict[int, Advert] = field(default_factory=dict)
     _coins: dict[int, bytes] = field(default_factory=dict)
     _deals: dict[int, Deal] = field(default_factory=dict)
@@ -189,19 +192,23 @@ class Setup:
             differing = Counter(seat for pair in quarrels for seat in pair)
             most = max(differing.values())
             for seat in [seat for seat, count in differing.items() if count == most]:
-                self.false_dealers[seat] = most
+                if 2 * most > len(self._near(seat)):
+                    self.false_dealers[seat] = most
+                self.left_out.add(seat)
                 self._deals.pop(seat, None)
-            quarrels = {pair for pair in quarrels if not pair & set(self.false_dealers)}
+            quarrels = {pair for pair in quarrels if not pair & self.left_out}
 
     def _quarrels(self) -> set[frozenset[int]]:
         """Pairs of dealers whose digests of a common mask differ."""
         told: dict[tuple[int, int], list[bytes]] = {}
         for seat, deal in self._deals.items():
-            near = [other for other in self._drawn().neighbours(seat) if other in self._present]
-            for place, other in enumerate(near):
+            for place, other in enumerate(self._near(seat)):
                 if other in self._deals:
                     told[seat, other] = [row[place * TAG_BYTES : (place + 1) * TAG_BYTES] for row in deal.pair_digests]
         return {frozenset(pair) for pair, rows in told.items() if rows != told[pair[1], pair[0]]}
+
+    def _near(self, seat: int) -> list[int]:
+        return [other for other in self._drawn().neighbours(seat) if other in self._present]
 
     def abort(self) -> None:
         """Drop everything."""

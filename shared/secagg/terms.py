@@ -1,6 +1,7 @@
 """What both ends agree on first: a group's `GroupTerms`, each of its rounds' `RoundTerms`, and the `Settings` of a vector."""
 
 import fnmatch
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from statistics import median
 import numpy as np
 
 from shared.errors import Malformed, Unsupported
+from shared.ids import digest_of
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.graph import Degrees, Rates, derive
 from shared.secagg.keys import digest
@@ -35,6 +37,7 @@ CLIPS: Mapping[int, float] = {
 LEAST_SUBSAMPLE = 1 / 64
 _LEAST_SCALE = 2.0**-40
 _MOST_SHRINK = 64.0  # a scale falls by at most so much from one exchange to the next
+_MOST_GROWTH = 8.0  # and grows by at most so much: what is clipped until then is owed
 _MOST_CLIPPED = (
     0.25  # of all elements: beyond it scales are of no use, and what is clipped of one array is noise in all others
 )
@@ -186,6 +189,13 @@ class Settings:
         if self.privacy and (self.metrics or self.feedback):
             raise Unsupported("under differential privacy nothing is exact: no metrics, and no error feedback")
 
+    @cached_property
+    def digest(self) -> str:
+        """Part of every schema made by these settings: a device that is told others than the rest, such as another metric for its
+        weight, masks nothing that fits into their sum.
+        """
+        return digest_of(json.dumps(self.to_fields(), sort_keys=True, separators=(",", ":")).encode())
+
     def schema(self, clients: int, arrays: Arrays, rotation: bytes) -> Schema:
         """`rotation` is 32 bytes that this exchange alone has. Raises `Unsupported` for arrays or numbers that cannot be summed."""
         if self.privacy:
@@ -195,7 +205,8 @@ class Settings:
             scales = [self._bound(name, array.dtype.kind) for name, array in arrays.items()]
             bits = WORD_BITS - sum_bits(clients)
             fields = array_fields(arrays, scales)
-            return Schema(clients, bits, self.max_weight, self.metrics, fields, unit_weight=float(self.max_weight))
+            unit = float(self.max_weight)
+            return Schema(clients, bits, self.max_weight, self.metrics, fields, unit_weight=unit, settings=self.digest)
         scales = [self.scales.get(name) or self._bound(name, array.dtype.kind) for name, array in arrays.items()]
         return Schema(
             clients,
@@ -207,6 +218,7 @@ class Settings:
             clip=CLIPS[self.bits],
             rotation=rotation.hex(),
             subsample=self.subsample,
+            settings=self.digest,
         )
 
     def _private(self, clip_norm: float, clients: int, arrays: Arrays, rotation: bytes) -> Schema:
@@ -222,7 +234,7 @@ class Settings:
             rotation=rotation.hex(),
             norm=clip_norm / scale,
             noise=self.noise,
-            promise=str(sorted(_privacy_to_fields(self.privacy).items())) if self.privacy else "",
+            settings=self.digest,
         )
 
     def with_noise(self, clients: int, dropped: int, arrays: Arrays) -> "Settings":
@@ -247,13 +259,15 @@ class Settings:
         if self.unit_weight and median(total.clipped for total in totals) > _MOST_CLIPPED:
             return replace(self, unit_weight=0.0, scales={})
         unit = median(total.weight / total.count for total in totals)
-        scales = {
-            name: max(
-                median(t.sizes[name] for t in totals) / unit, self.scales.get(name, 0.0) / _MOST_SHRINK, _LEAST_SCALE
-            )
-            for name in totals[0].sizes
-        }
+        sizes = {name: median(total.sizes[name] for total in totals) / unit for name in totals[0].sizes}
+        scales = {name: self._scale(name, size) for name, size in sizes.items()}
         return replace(self, unit_weight=unit, scales={**self.scales, **scales}) if scales else self
+
+    def _scale(self, name: str, size: float) -> float:
+        """`size`, but not far from the scale before: one device can make it what it likes."""
+        before = self.scales.get(name) if self.unit_weight else None
+        most = self._bound(name, "f") if before is None else min(before * _MOST_GROWTH, self._bound(name, "f"))
+        return max(min(size, most), (before or 0.0) / _MOST_SHRINK, _LEAST_SCALE)
 
     def _bound(self, name: str, kind: str) -> float:
         for pattern, bound in self.ranges.items():

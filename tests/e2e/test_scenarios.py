@@ -98,8 +98,13 @@ async def simulate(environment: dict[str, str], *words: str) -> asyncio.subproce
     pipe = asyncio.subprocess.PIPE
     argv = [program("simulate"), "run", *words]
     return await asyncio.create_subprocess_exec(
-        *argv, stdout=pipe, stderr=pipe, env=environment, start_new_session=True
+        *argv, stdout=pipe, stderr=pipe, env=environment, start_new_session=True, preexec_fn=_hear_ctrl_c
     )
+
+
+def _hear_ctrl_c() -> None:
+    """Whoever runs the tests in the background may have had it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[str, str]:

@@ -96,11 +96,10 @@ def test_it_says_when_the_noise_swamps_the_changes(job: Path, devices: str, says
 
 
 def test_people_read_who_adds_the_noise_and_that_central_is_weaker(job: Path) -> None:
-    assert "devices add noise before they mask" in plan(job).output
+    assert "devices add noise before they mask" in " ".join(plan(job).output.split())
     job.write_text(JOB.replace("distributed", "central"))
     shown = " ".join(plan(job).output.split())
     assert "weaker: the coordinator sees exact sums" in shown
-    assert "5" in shown
 
 
 def test_central_noise_leaves_a_better_mean_for_the_same_epsilon(job: Path) -> None:

@@ -15,17 +15,20 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import context_to_proto
 
+from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
 from edge_agent.secure_mod import ModPolicy
-from shared.errors import PeerError, RoundAborted
+from shared.errors import PeerError, ProtocolError, RoundAborted
 from shared.flower import REFUSED, reply_with, with_content
 from shared.secagg.client import Client
 from shared.secagg.graph import Rates
 from shared.secagg.kept import pieces
 from shared.secagg.keys import KEY_BYTES
 from shared.secagg.messages import RECORD
-from shared.secagg.policy import Policy
+from shared.secagg.policy import Policy, of_a_device
+from shared.secagg.quantize import Total, decode
 from shared.secagg.shamir import SHARE_BYTES
+from shared.secagg.terms import GroupTerms, Settings
 from tests.protocol.secagg.appgrid import (
     START,
     AppGrid,
@@ -364,3 +367,101 @@ def test_nan_in_the_model_that_is_sent_out() -> None:
     with pytest.raises(RoundAborted):
         grid.send_and_receive(batch)
     assert seen.fates == dict.fromkeys(EVERYBODY, "rejected")
+
+
+# ---- settings
+
+
+OTHER_SETTINGS: dict[str, Any] = {
+    "weight_key": "private",
+    "feedback": 0,
+    "max_weight": 99,
+    "subsample": 0.5,
+    "unit_weight": 3.0,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_settings_that_differ_from_device_to_device_mask_nothing(name: str) -> None:
+    """Had all others another metric for their weight, one that is 0, the sum would be one device's."""
+    inner, authority = make_grid()
+    grid, seen = secure(inner, authority)
+    exchange(grid)
+    for node in EVERYBODY - {VICTIM}:
+        inner.faults[node, "masked"] = told_otherwise(inner, name)
+    with pytest.raises(RoundAborted):
+        exchange(grid)
+    for node in EVERYBODY - {VICTIM}:
+        outcome = seen.summaries[-1].outcomes[node]
+        assert (outcome.code, "settings" in outcome.reason or "subsample" in outcome.reason) == (REFUSED, True)
+
+
+def told_otherwise(inner: AppGrid, name: str) -> Fault:
+    def fault(message: Message) -> Message:
+        record = ConfigRecord({**message.content.config_records[RECORD], name: OTHER_SETTINGS[name]})
+        return inner.handle(with_content(message, RecordDict({**message.content, RECORD: record})))
+
+    return fault
+
+
+def test_a_run_of_other_settings_masks_nothing() -> None:
+    """Flower's own engines hand an app the run's settings beside each message."""
+    inner, authority = make_grid()
+    grid, seen = secure(inner, authority)
+    for node in EVERYBODY:
+        inner.nodes[node].context.run_config = {"lr": 0.1 if node == VICTIM else 0.0}
+    grid.run_config = {"lr": 0.0}
+    exchange(grid)
+    assert (seen.summaries[-1].outcomes[VICTIM].code, seen.fates[1]) == (REFUSED, "counted")
+
+
+@pytest.mark.parametrize(
+    ("rates", "reason"),
+    [(Rates(corrupt=0.0), "at least 0.05"), (Rates(abort_bits=256), "at most 40")],
+    ids=["nobody corrupt", "never to be aborted"],
+)
+def test_a_layout_in_which_few_could_unmask_a_device_is_refused_by_an_agents_policy(rates: Rates, reason: str) -> None:
+    """Without corrupt devices to reckon with, two shares may be enough."""
+    policy = of_a_device()
+    with pytest.raises(ProtocolError, match=reason):
+        policy.check(GroupTerms("g", 200, 8, rates))
+    policy.check(GroupTerms("g", 200, 8, Rates()))
+
+
+def test_a_device_that_lies_about_sizes_spoils_a_round_or_little() -> None:
+    """Said to be larger than a device can be, they end the round; the largest that it can say moves a scale by one step."""
+    schema = (
+        Settings().after(Total(5, 500, {}, {}, sizes={"w": 1.0})).schema(5, {"w": np.zeros(64, np.float32)}, bytes(32))
+    )
+    total = schema.zeros()
+    total[0] = 5  # the count's lowest digit
+    total[schema.digits] = 5
+    total[4 * schema.digits - 1] = (1 << schema.modulus_bits) - 1  # the highest digit of w's size
+    with pytest.raises(RoundAborted, match="sizes"):
+        decode(schema, total, 5)
+
+
+def test_two_jobs_on_the_same_devices_do_not_disturb_each_other() -> None:
+    """They have their own keys, models and leftovers, though the app and its context are the same."""
+    inner, authority = make_grid()
+    config = SecureConfig(max_weight=100, clip_range=4.0, delta_broadcast=True)
+    jobs = {run: secure(inner, authority, config) for run in (1, 2)}
+    for _ in range(3):
+        for run, (grid, _) in jobs.items():
+            for node in inner.nodes.values():
+                node.context.run_id = run
+            exchange(grid)
+    for _, seen in jobs.values():
+        assert seen.passed[1:] == [["masked", "confirmed", "unmasked"]] * 2
+        assert set(seen.fates.values()) == {"counted"}
+
+
+def test_what_one_run_made_another_cannot_use_up() -> None:
+    inner, authority = make_grid()
+    grid, seen = secure(inner, authority)
+    exchange(grid)
+    for node in inner.nodes.values():
+        node.context.run_id = 8
+    with pytest.raises(RoundAborted):
+        exchange(grid)
+    assert all("no keys for this group" in seen.reason(node) for node in EVERYBODY)

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
-from edge_agent.secure_mod import OWED, ModPolicy
+from edge_agent.secure_mod import OWED
 from shared.errors import RoundAborted, Unsupported
 from shared.flower import new_message, pack_bytes, reply_with
 from shared.secagg.messages import PACKED_TYPE, VECTOR_RECORD
@@ -258,12 +258,14 @@ def test_one_jobs_rounding_is_not_added_to_another_jobs_model() -> None:
 
 
 def test_no_more_is_kept_than_of_so_many_jobs() -> None:
-    inner, grid = three(policy=ModPolicy(kept_groups=2))
+    inner, grid = three()
     for run in range(8, 13):
         for node in inner.nodes.values():
             node.context.run_id = run
-        ask(grid, run=run)
-    assert [name for name in inner.nodes[1].context.state if name.startswith(OWED)] == [f"{OWED}11", f"{OWED}12"]
+        ask(SecureGrid(inner, CONFIG, grid.verifier), run=run)
+    assert [name for name in inner.nodes[1].context.state if name.startswith(OWED)] == [
+        f"{OWED}{run}" for run in (9, 10, 11, 12)
+    ]
 
 
 def test_the_devices_settings_are_the_exchanges() -> None:

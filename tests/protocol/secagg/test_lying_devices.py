@@ -124,13 +124,26 @@ def test_one_whose_word_about_its_masks_differs_from_all_others_is_left_out_alon
     assert (five.run() == five.expected()).all()
 
 
-def test_of_two_whose_words_about_their_mask_differ_neither_can_be_believed() -> None:
+def test_of_two_whose_words_about_their_mask_differ_neither_can_be_believed_and_neither_is_named() -> None:
     fleet = Fleet(6, Rates(0.34, 0.0))
     near = fleet.coins(fleet.keys())
     fleet.setup.add_deal(quarrel(fleet.deal(1, near[1]), 0))
     fleet.receive(fleet.shares(near, {2, 3, 4, 5, 6}))
-    assert fleet.setup.false_dealers == {1: 1, 2: 1}
+    assert (fleet.setup.left_out, fleet.setup.false_dealers) == ({1, 2}, {})
     assert set(fleet.group.dealt) == {3, 4, 5, 6}
+    fleet.begin()
+    assert (fleet.run() == fleet.expected()).all()
+
+
+def test_two_that_slander_a_third_have_it_left_out_of_the_group_and_of_no_other() -> None:
+    """Nobody is named for the word of fewer than half of its partners."""
+    fleet = Fleet(8, Rates(0.34, 0.0))
+    near = fleet.coins(fleet.keys())
+    for liar in (1, 2):
+        place = [other for other in range(1, 9) if other != liar].index(5)
+        fleet.setup.add_deal(quarrel(fleet.deal(liar, near[liar]), place))
+    fleet.receive(fleet.shares(near, {3, 4, 5, 6, 7, 8}))
+    assert (fleet.setup.left_out, fleet.setup.false_dealers) == ({5}, {})
     fleet.begin()
     assert (fleet.run() == fleet.expected()).all()
 

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from coordinator.rounds.exchange import Fate, SecureConfig, Timeouts
 from coordinator.rounds.secure_grid import SecureGrid
+from edge_agent.secure_mod import ModPolicy
 from shared.clock import ManualClock
 from shared.errors import RoundAborted, Unavailable, Unsupported
 from shared.flower import decode_records, reply_with
@@ -162,7 +163,7 @@ def test_an_evaluate_exchange_gives_mean_metrics_and_no_arrays() -> None:
 
 
 def test_a_query_passes_through_and_so_does_an_empty_batch() -> None:
-    grid, seen = secure(*make_grid())
+    grid, seen = secure(*make_grid(policy=ModPolicy(allow_plain=True)))
     replies = list(grid.send_and_receive(messages(kind="query")))
     assert sorted(number(reply.content, "node") for reply in replies) == [1, 2, 3, 4, 5]
     assert list(grid.send_and_receive([])) == []

@@ -11,9 +11,11 @@ from coordinator.rounds.secure_grid import SecureGrid
 from edge_agent.secure_mod import GROUP, ModPolicy, make_secure_mod
 from shared.errors import RoundAborted
 from shared.flower import REFUSED, new_message
+from shared.privacy.accountant import Budget
 from shared.secagg.fields import HiddenBytes
 from shared.secagg.graph import Rates
 from shared.secagg.messages import RECORD
+from shared.secagg.policy import PrivacyPolicy
 from shared.secagg.terms import GroupTerms
 from shared.signing.certificates import Authority as Certificates
 from shared.signing.identity import DeviceIdentity, FleetVerifier
@@ -54,8 +56,13 @@ def test_plain_work_is_refused_unless_the_policy_allows_it(kind: str) -> None:
     assert ask(allowed, 1, kind).has_content()
 
 
-def test_a_query_always_passes() -> None:
-    assert ask(make_grid(1)[0], 1, "query").has_content()
+def test_a_query_is_plain_work() -> None:
+    """What it answers is as bare as any reply without masks."""
+    refused = ask(make_grid(1)[0], 1, "query")
+    assert (refused.error.code, refused.has_content()) == (REFUSED, False)
+    assert ask(make_grid(1, policy=ModPolicy(allow_plain=True))[0], 1, "query").has_content()
+    private = ModPolicy(allow_plain=True, privacy=PrivacyPolicy(Budget(1.0, 1e-6)))
+    assert ask(make_grid(1, policy=private)[0], 1, "query").error.code == REFUSED
 
 
 TERMS = GroupTerms("g", 5, 8, Rates()).to_fields()

@@ -131,11 +131,15 @@ def test_later_exchanges_take_the_bits_asked_for_and_the_scales_that_were_seen(b
     assert [field.scale for field in schema.arrays] == [pytest.approx(0.02), 9.0]
 
 
-def test_scales_follow_up_at_once_and_down_in_steps() -> None:
-    """So that one exchange without any change does not leave the next without a scale."""
+def test_scales_follow_up_and_down_in_steps() -> None:
+    """So that one exchange without any change does not leave the next without a scale, nor one device's word with a useless one."""
     settings = Settings().after(total({"w": 3.0}))
     grown = settings.after(total({"w": 3000.0}))
-    assert grown.scales["w"] == pytest.approx(100.0)
+    assert grown.scales["w"] == pytest.approx(0.8)
+    for _ in range(10):
+        grown = grown.after(total({"w": 1e9}))
+    assert grown.scales["w"] == 8.0, "never above the largest change that a first exchange allows"
+    assert Settings().after(total({"w": 1e9})).scales["w"] == 8.0
     shrunk = settings.after(total({"w": 0.0}))
     assert shrunk.scales["w"] == pytest.approx(0.1 / 64)
     for _ in range(100):

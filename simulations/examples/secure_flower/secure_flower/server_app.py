@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     nodes, seen = int(config["nodes"]), Watcher()
     verifier = FleetVerifier(Path(str(config["authority"])).read_bytes(), SystemClock().now)
-    secure = SecureGrid(grid, secure_config(int(config["bits"])), verifier, observer=seen)
+    secure = SecureGrid(grid, secure_config(int(config["bits"])), verifier, observer=seen, run_config=config)
     arrays, out = start_arrays(), Path(str(config["out"]))
     out.mkdir(parents=True, exist_ok=True)
     for name in str(config["strategies"]).split(","):
