@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -85,6 +86,7 @@ class MemoryAgent:
     inbox: Blobs
     app: ClientApp
     before: Callable[["MemoryAgent", RunTask], None] = lambda agent, task: None
+    run_config: dict[str, Any] = field(default_factory=dict)
     fetched: list[Digest] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     cancelled: list[TaskId] = field(default_factory=list)
@@ -138,7 +140,7 @@ class MemoryAgent:
             self._content(task.parts), run_id=task.run_id, node_id=task.node_id, message_type=task.message_type
         )
         stamp(message, run_id=task.run_id, message_id=task.message_id)
-        fresh = Context(task.run_id, task.node_id, {}, RecordDict(), {})
+        fresh = Context(task.run_id, task.node_id, {}, RecordDict(), self.run_config)
         reply = self.app(message, self._contexts.setdefault(task.run_id, fresh))
         if reply.has_error():
             return TaskResult(task.task_id, error_code=reply.error.code, error_reason=reply.error.reason or "")

@@ -149,7 +149,7 @@ def test_on_our_fleet(tmp_path: Path) -> None:
     for node in scene.partitions:
         ref = DeviceRef(DeviceId(f"device-{node}"), NodeId(node), f"device-{node}")
         app = client_app.build([make_secure_mod(*read_identity(scene.identities / str(node)))])
-        agents.append(MemoryAgent(ref, sessions, lasting, inbox, app))
+        agents.append(MemoryAgent(ref, sessions, lasting, inbox, app, run_config=scene.config()))
 
     class Everybody:
         def members(self, cohort: str) -> list[DeviceRef]:
