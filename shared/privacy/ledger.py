@@ -26,9 +26,12 @@ _MECHANISMS: dict[str, type[Skellam] | type[CentralGaussian]] = {
 
 @dataclass(frozen=True)
 class Spend:
+    """`stated` is the budget that the job kept to then, where its word for it is all there is."""
+
     job: str
     round_id: str
     event: Event
+    stated: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,10 @@ class Ledger:
         )
 
     def to_json(self) -> str:
-        rows = [{"job": item.job, "round_id": item.round_id, **event_to_row(item.event)} for item in self.spends]
+        rows = [
+            {"job": item.job, "round_id": item.round_id, **_stated(item), **event_to_row(item.event)}
+            for item in self.spends
+        ]
         whole = {"epoch": self.epoch, **asdict(self.budget), "spends": rows}
         return json.dumps(whole, separators=(",", ":"), allow_nan=False)
 
@@ -125,8 +131,8 @@ def charged(
     """`ledgers`, by epoch, with one round recorded in that of each of `epochs`. The job keeps to its budget in each; all jobs
     together keep to `own`, if there is one.
 
-    Raises `Conflict` if an epoch would be overspent, or if the round is in a ledger already: its noise may have been drawn. Nothing
-    is changed then.
+    Raises `Conflict` if an epoch would be overspent, if the job stated another budget before, or if the round is in a ledger
+    already: its noise may have been drawn. Nothing is changed then.
     """
     after, known = dict(ledgers), dict[tuple[Spend, ...], tuple[Spend, ...]]()
     for epoch in sorted(epochs):
@@ -143,10 +149,21 @@ def _with(epoch: str, spends: tuple[Spend, ...], charge: Charge, own: Budget | N
         raise Conflict(
             f"noise for round {charge.round_id} of {charge.job} was drawn before, and is never drawn twice: run the round again"
         )
-    Ledger(epoch, charge.budget, of_job).spend(charge.event, charge.job, charge.round_id)
-    if own is not None:
-        return Ledger(epoch, own, spends).spend(charge.event, charge.job, charge.round_id).spends
-    return (*spends, Spend(charge.job, charge.round_id, charge.event))
+    if (other := next((item.stated for item in of_job if item.stated not in (None, charge.budget)), None)) is not None:
+        raise Conflict(
+            f"{charge.job} stated epsilon {other.epsilon:g} at delta {other.delta:g} and now {charge.budget.epsilon:g} at "
+            f"{charge.budget.delta:g}: submit a job of its own for that"
+        )
+    for budget, counted in ((charge.budget, of_job), (own, spends)):
+        if budget is not None:
+            Ledger(epoch, budget, counted).spend(charge.event, charge.job, charge.round_id)
+    return (*spends, Spend(charge.job, charge.round_id, charge.event, charge.budget))
+
+
+def _stated(spend: Spend) -> dict[str, float]:
+    if spend.stated is None:
+        return {}
+    return {"stated_epsilon": spend.stated.epsilon, "stated_delta": spend.stated.delta}
 
 
 @dataclass(frozen=True)
@@ -180,4 +197,7 @@ def _spend(row: dict[str, Any], where: str) -> Spend:
     job, round_id = (row.pop(name, None) for name in ("job", "round_id"))
     if not (isinstance(job, str) and isinstance(round_id, str)):
         raise ValueError(f"{where}: not a spend")
-    return Spend(job, round_id, event_from_row(row, where))
+    stated = tuple(row.pop(name) for name in ("stated_epsilon", "stated_delta") if name in row)
+    if len(stated) not in (0, 2) or not all(isinstance(value, float | int) for value in stated):
+        raise ValueError(f"{where}: half a budget")
+    return Spend(job, round_id, event_from_row(row, where), Budget(*map(float, stated)) if stated else None)

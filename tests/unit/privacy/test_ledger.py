@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shared.errors import Conflict, Corrupt
 from shared.privacy.accountant import Budget, epsilon
 from shared.privacy.events import CentralGaussian, Event, Skellam
-from shared.privacy.ledger import MOST_ROUNDS, Ledger, Spend
+from shared.privacy.ledger import MOST_ROUNDS, Charge, Ledger, Spend, charged
 
 EVENT = Skellam(variance=400.0, contributors=50, squared_norm=900, dimension=1000)
 LOUD = CentralGaussian(variance=90_000.0, squared_norm=900, dimension=1000)
@@ -167,3 +167,26 @@ def test_a_ledger_that_is_not_what_was_written_allows_nothing(case: str) -> None
 def test_a_ledger_of_bytes_that_are_no_text_allows_nothing() -> None:
     with pytest.raises(Corrupt):
         Ledger.from_json(b"\xff\xfe\xff")
+
+
+@pytest.mark.parametrize("later", [Budget(20.0, 1e-6), Budget(4.0, 1e-3), Budget(1.0, 1e-6)])
+@pytest.mark.parametrize("own", [None, Budget(50.0, 1e-6)])
+def test_a_job_cannot_state_another_budget_than_it_stated_first(later: Budget, own: Budget | None) -> None:
+    """Nor after the ledger was written and read again; another job may state what it likes."""
+    first = Charge("job-a", "r1", EVENT, Budget(4.0, 1e-6))
+    ledgers = {name: Ledger.from_json(item.to_json()) for name, item in charged({}, ["e"], first, own).items()}
+    with pytest.raises(Conflict, match="stated epsilon 4 at delta 1e-06 and now"):
+        charged(ledgers, ["e"], replace(first, round_id="r2", budget=later), own)
+    assert len(charged(ledgers, ["e"], replace(first, round_id="r2"), own)["e"].spends) == 2
+    assert len(charged(ledgers, ["e"], replace(first, job="job-b", budget=later), own)["e"].spends) == 2
+
+
+def test_half_a_stated_budget_is_no_ledger() -> None:
+    text = charged({}, ["e"], Charge("job-a", "r1", EVENT, Budget(4.0, 1e-6)))["e"].to_json()
+    for wrong in (
+        text.replace('"stated_delta":1e-06,', ""),
+        text.replace('"stated_epsilon":4.0', '"stated_epsilon":-1.0'),
+    ):
+        assert wrong != text
+        with pytest.raises(Corrupt):
+            Ledger.from_json(wrong)
