@@ -2,9 +2,9 @@
 
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
-from shared.broadcast import DELTA_RECORD, DELTA_TYPE, Arrays, Delta, Form, apply
+from shared.broadcast import DELTA_RECORD, DELTA_TYPE, Delta, Form, apply
 from shared.errors import Malformed, ProtocolError
-from shared.flower import to_numpy, unpack_bytes
+from shared.flower import record_to_numpy, unpack_bytes
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.messages import RECORD
 
@@ -31,7 +31,7 @@ def resolve(content: RecordDict, fields: Fields, group: str, context: Context) -
     if form != Form.CHANGED or not isinstance(delta, ArrayRecord) or list(delta) != [DELTA_RECORD]:
         raise Malformed("a message in place of a model holds no delta")
     data = unpack_bytes(delta[DELTA_RECORD], DELTA_TYPE)
-    moved = apply(_numpy(held), Delta(tuple(read.numbers("model_steps")), data))
+    moved = apply(record_to_numpy(held), Delta(tuple(read.numbers("model_steps")), data))
     rest = {key: record for key, record in content.items() if key != DELTA_RECORD}
     return RecordDict({**rest, name: ArrayRecord({key: Array(array) for key, array in moved.items()})})
 
@@ -49,7 +49,3 @@ def keep(content: RecordDict, fields: Fields, group: str, context: Context) -> N
 
 def forget(group: str, context: Context) -> None:
     context.state.pop(f"{HELD}{group}", None)
-
-
-def _numpy(record: ArrayRecord) -> Arrays:
-    return {name: to_numpy(array) for name, array in record.items()}

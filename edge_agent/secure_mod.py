@@ -26,7 +26,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from edge_agent import held_model
 from edge_agent.ledger import Epochs, Ledgers
 from shared.errors import DigestMismatch, FalseShares, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
-from shared.flower import REFUSED, inputs_digest, pack_bytes, reply_error, reply_with, to_numpy, with_content
+from shared.flower import REFUSED, inputs_digest, pack_bytes, record_to_numpy, reply_error, reply_with, with_content
 from shared.privacy.ledger import Charge
 from shared.secagg.client import Client
 from shared.secagg.fields import Fields, Reader
@@ -327,7 +327,7 @@ def _owed(context: Context, base: Arrays) -> Arrays:
     record = context.state.get(f"{OWED}{context.run_id}")
     if not isinstance(record, ArrayRecord):
         return {}
-    found = {name: to_numpy(array) for name, array in record.items()}
+    found = record_to_numpy(record)
     return {name: array for name, array in found.items() if name in base and base[name].shape == array.shape}
 
 
@@ -340,7 +340,7 @@ def _arrays(content: RecordDict, what: str) -> Arrays:
     records: list[ArrayRecord] = list(content.array_records.values())
     if len(records) != 1:
         raise Unsupported(f"secure training takes one ArrayRecord a {what}, this one has {len(records)}")
-    return {name: to_numpy(array) for name, array in records[0].items()}
+    return record_to_numpy(records[0])
 
 
 def _metrics(content: RecordDict, weight_key: str) -> tuple[float, dict[str, float]]:

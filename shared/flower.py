@@ -147,6 +147,11 @@ def to_numpy(array: Array) -> NDArray[Any]:
         raise Malformed("an array is not what it says it is", detail=str(error)[:200]) from error
 
 
+def record_to_numpy(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """A record's arrays by name, in its order; each as by `to_numpy`."""
+    return {name: to_numpy(array) for name, array in record.items()}
+
+
 def pack_bytes(data: bytes, stype: str) -> Array:
     """Bytes as they are, under our own `stype`."""
     return Array("uint8", (len(data),), stype, data)

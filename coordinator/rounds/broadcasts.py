@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from shared.broadcast import DELTA_RECORD, DELTA_TYPE, Arrays, Delta, Form, apply, difference
-from shared.flower import pack_bytes, to_numpy
+from shared.flower import pack_bytes, record_to_numpy
 from shared.secagg.fields import Fields
 
 
@@ -52,7 +52,7 @@ def next_broadcast(name: str, source: ArrayRecord, before: Broadcast | None) -> 
         return _whole(name, source, 1 if before is None else before.version + 2)
     if source is before.source or source == before.source:
         return before
-    delta = difference(_numpy(source), before.given)
+    delta = difference(record_to_numpy(source), before.given)
     if delta is None:
         return _whole(name, source, before.version + 1)
     given = apply(before.given, delta)
@@ -62,8 +62,4 @@ def next_broadcast(name: str, source: ArrayRecord, before: Broadcast | None) -> 
 
 
 def _whole(name: str, source: ArrayRecord, version: int) -> Broadcast:
-    return Broadcast(name, version, source, _numpy(source), source)
-
-
-def _numpy(record: ArrayRecord) -> Arrays:
-    return {name: to_numpy(array) for name, array in record.items()}
+    return Broadcast(name, version, source, record_to_numpy(source), source)

@@ -10,7 +10,7 @@ from coordinator.rounds.broadcasts import Broadcast, next_broadcast
 from coordinator.rounds.exchange import Outcome, Summary
 from coordinator.rounds.secure_group import Asked, GroupExchange, Work
 from shared.errors import RoundAborted, ShoalError, Unsupported
-from shared.flower import inputs_digest, reply_for_all, to_numpy
+from shared.flower import inputs_digest, record_to_numpy, reply_for_all
 from shared.secagg.messages import Phase
 from shared.secagg.quantize import Total, add_change
 from shared.secagg.schema import Arrays
@@ -205,7 +205,7 @@ def _only_arrays(message: Message) -> tuple[str, Arrays]:
     if len(message.content.array_records) != 1:
         raise Unsupported("secure training sends one ArrayRecord to each device")
     ((name, record),) = message.content.array_records.items()
-    return name, {key: to_numpy(array) for key, array in record.items()}
+    return name, record_to_numpy(record)
 
 
 def _common_inputs(contents: list[RecordDict], asked: Message, grid: "SecureGrid") -> str:

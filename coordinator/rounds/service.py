@@ -33,7 +33,7 @@ from shared.errors import (
     Unavailable,
     Unsupported,
 )
-from shared.flower import assume_identity, to_numpy
+from shared.flower import assume_identity, record_to_numpy
 from shared.ids import Digest, JobId, new_job_id, new_node_id
 from shared.learning.spec import ModelSpec
 from shared.secagg.graph import derive
@@ -282,8 +282,7 @@ def _checked_start(start: ModelState) -> ArrayRecord:
         raise ConfigError(str(error), path="job.start") from error
     if not arrays:
         raise ConfigError("there are no arrays to start from", path="job.start")
-    for name, array in arrays.items():
-        value = to_numpy(array)
+    for name, value in record_to_numpy(arrays).items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ConfigError(f"{name} holds NaN or infinite values", path="job.start")
     return arrays
@@ -300,7 +299,7 @@ def _check_sum(spec: JobSpec, arrays: ArrayRecord, members: int) -> None:
         config = strategies.secure_config(spec)
         largest = config.sizes(most)[0]
         derive(largest, config.rates_in(largest))
-        values = {name: to_numpy(array) for name, array in arrays.items()}
+        values = record_to_numpy(arrays)
         if spec.privacy.enabled:
             forecast(spec, values, spec.selection.min_devices)  # the fewest: each must add the most
             forecast(spec, values, most)

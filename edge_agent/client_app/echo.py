@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from edge_agent.client_app import Mod
 from edge_agent.client_app.records import read_config
 from shared.client_apps import EchoConfig
-from shared.flower import reply_with, to_numpy
+from shared.flower import record_to_numpy, reply_with
 
 _METRICS = "metrics"
 _LARGE_PRIME = 1_000_003
@@ -40,6 +40,6 @@ def build(mods: Sequence[Mod]) -> ClientApp:
 
 
 def _scaled(record: ArrayRecord, factor: np.float32) -> ArrayRecord:
-    arrays = {key: to_numpy(array) for key, array in record.items()}
+    arrays = record_to_numpy(record)
     floats = {key: value * factor if value.dtype == np.float32 else value for key, value in arrays.items()}
     return ArrayRecord({key: Array(value) for key, value in floats.items()})

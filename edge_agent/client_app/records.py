@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shared.client_apps import C, read_settings
 from shared.errors import ConfigError, Malformed, UpdateRejected
-from shared.flower import reply_with, to_numpy
+from shared.flower import record_to_numpy, reply_with
 
 ARRAYS, CONFIG, MODEL, METRICS = "arrays", "config", "model", "metrics"
 DATA_DIR, STATE_DIR = "data_dir", "state_dir"
@@ -23,7 +23,7 @@ def read_arrays(content: RecordDict) -> dict[str, NDArray[Any]]:
     record = content.get(ARRAYS)
     if not isinstance(record, ArrayRecord):
         raise Malformed(f"the message holds no ArrayRecord {ARRAYS!r}")
-    return {name: to_numpy(array) for name, array in record.items()}
+    return record_to_numpy(record)
 
 
 def read_config(content: RecordDict, kind: type[C]) -> C:

@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import FedAvg
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
 from edge_agent.secure_mod import make_secure_mod
-from shared.flower import assume_identity, reply_with, to_numpy
+from shared.flower import assume_identity, record_to_numpy, reply_with
 from shared.learning.hyperparameters import TrainSettings
 from shared.learning.models import build, initial_state, load_state
 from shared.learning.prune import prune
@@ -111,7 +111,7 @@ class Lab:
     def train(self, message: Message, context: Context) -> Message:
         """One epoch over the device's own examples, the same for all ways that start from the same weights."""
         config = message.content.config_records["config"]
-        start = {name: to_numpy(array) for name, array in message.content.array_records["arrays"].items()}
+        start = record_to_numpy(message.content.array_records["arrays"])
         rows = self.parts[context.node_id - 1]
         rng = np.random.default_rng((self.seed, context.node_id, int(str(config["server-round"]))))
         settings = TrainSettings(lr=float(str(config["lr"])))
@@ -159,7 +159,7 @@ def run(lab: Lab, way: Way, rounds: int, say: Callable[[str], None]) -> Run:
         arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages))
         if arrays is None:
             raise RuntimeError("a round came to nothing")
-        state = {name: to_numpy(array) for name, array in arrays.items()}
+        state = record_to_numpy(arrays)
         accuracies.append(lab.accuracy(spec, state))
         say(f"{way.name}: round {number}, {accuracies[-1]:.2%}")
     return Run(accuracies, (inner.bytes_down + inner.bytes_up) / rounds / DEVICES)

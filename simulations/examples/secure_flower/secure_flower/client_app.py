@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from edge_agent.flower_node import secure_mod_of_node
-from shared.flower import reply_with, to_numpy
+from shared.flower import record_to_numpy, reply_with
 
 FEATURES, OUTPUTS = 31, 8
 STEPS, RATE = 5, 0.05
@@ -24,7 +24,7 @@ def build(mods: Sequence[Any]) -> ClientApp:
 
 
 def train(message: Message, context: Context) -> Message:
-    arrays = {name: to_numpy(array) for name, array in message.content.array_records["arrays"].items()}
+    arrays = record_to_numpy(message.content.array_records["arrays"])
     weight, bias = arrays["weight"].astype(np.float64), arrays["bias"].astype(np.float64)
     x, y = examples(context)
     for _ in range(STEPS):
