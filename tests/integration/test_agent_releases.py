@@ -14,10 +14,11 @@ import pytest
 from edge_agent.inference.probe import Probe
 from edge_agent.inference.process import InferenceProcess
 from edge_agent.journal import Journal
-from edge_agent.state import InstallState
+from edge_agent.state import InstallEvent, InstallState
 from edge_agent.storage import DataStore
 from edge_agent.trainer.ports import SpecialiseRequest
 from edge_agent.trainer.variant import Variant
+from shared.ids import CommandId
 from shared.session import Install, InstallReport
 from tests.integration.agent_kit import (
     GATE,
@@ -274,15 +275,26 @@ async def test_a_release_withdrawn_while_it_is_installed_never_serves(
 
 
 @pytest.mark.slow
-async def test_an_inference_service_that_dies_under_an_install_does_not_fail_it(tmp_path: Path) -> None:
+async def test_an_inference_service_that_dies_under_an_install_does_not_fail_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving(tmp_path, bundle(2.0), inline=False) as (k, agent):
         journal, inference = agent._parts.journal, agent._parts.inference
         assert isinstance(inference, InferenceProcess)
+        advance, killed = journal.advance, list[int]()
+
+        def killing(command_id: CommandId, event: InstallEvent, reason: str = "") -> InstallState:
+            """Once the variant is made, before it is loaded."""
+            state = advance(command_id, event, reason)
+            if state is InstallState.SPECIALISED and not killed:
+                killed.append(inference.pid)
+                os.kill(inference.pid, signal.SIGKILL)
+            return state
+
+        monkeypatch.setattr(journal, "advance", killing)
         install = k.install(2)
-        await until(
-            lambda: any(one.order.release == 2 and one.state is InstallState.SPECIALISED for one in journal.installs())
-        )
-        os.kill(inference.pid, signal.SIGKILL)
         receipt = await k.receipt(install, timeout_s=60)
         assert (receipt.state, receipt.accuracy_before, receipt.accuracy_after) == ("proven", 1.0, 1.0)
+        assert killed
+        assert inference.pid not in killed
         await until_soon(agent_serves(agent, 2))
