@@ -20,11 +20,20 @@ if TYPE_CHECKING:
 
 
 def plan(file: Path, devices: int | None, parameters: int | None) -> "Forecast":
-    """Raises `ConfigError`, `Unsupported` for a job that cannot be private as it says."""
+    """Raises `ConfigError`, `Unsupported` for a job that cannot be private as it says, or that so many devices cannot run."""
     from coordinator.rounds.privacy import forecast
 
     spec = JobSpec.parse(with_whole_paths(read_text(file), file.absolute().parent))
-    return forecast(spec, _arrays(spec, parameters), devices or spec.selection.min_devices)
+    fewest = spec.selection.min_devices
+    if devices is not None and devices < fewest:
+        raise ConfigError(
+            f"a round of the job has {fewest} devices at least, not {devices}", path="job.selection.min_devices"
+        )
+    if spec.privacy.enabled and spec.privacy.delta * (devices or fewest) >= 1:
+        raise ConfigError(
+            f"of {devices} devices one may expect the promise to fail: state a smaller one", path="job.privacy.delta"
+        )
+    return forecast(spec, _arrays(spec, parameters), devices or fewest)
 
 
 def _arrays(spec: JobSpec, parameters: int | None) -> "Arrays":
@@ -50,7 +59,7 @@ def show_plan(found: "Forecast", *, as_json: bool) -> None:
     allowed = f"{found.rounds_allowed} rounds in all, those that fail after vectors were sent included"
     print_fields(
         [
-            ("mechanism", f"{found.mechanism}: {who}"),
+            ("mechanism", f"{found.mechanism}, {who}"),
             ("protects", "whether a device's examples were used, whatever they are; not whether it took part"),
             (
                 "epsilon",

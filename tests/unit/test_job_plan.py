@@ -118,6 +118,15 @@ def test_the_size_of_a_model_that_is_not_in_the_file_must_be_given(job: Path) ->
     assert found(job, "--parameters", "30000")["parameters"] == 30000
 
 
+@pytest.mark.parametrize(
+    ("devices", "delta", "says"), [("3", "1e-5", "devices at least, not 3"), ("1000", "0.004", "state a smaller one")]
+)
+def test_a_plan_for_devices_that_the_job_is_not_for_is_refused(job: Path, devices: str, delta: str, says: str) -> None:
+    job.write_text(JOB.replace("delta = 1e-5", f"delta = {delta}"))
+    with pytest.raises(ConfigError, match=says):
+        raise plan(job, "--devices", devices, "--parameters", "5000").exception or AssertionError
+
+
 def test_a_job_that_is_not_private_has_no_bound(job: Path) -> None:
     job.write_text(JOB.partition("[privacy]")[0])
     with pytest.raises(ConfigError, match="the job is not private"):
