@@ -14,6 +14,7 @@ from shared.secagg.graph import Graph, draw
 from shared.secagg.kept import (
     NOTHING,
     Draft,
+    Keyring,
     Neighbours,
     RoundKeys,
     Standing,
@@ -32,7 +33,7 @@ from shared.secagg.keys import (
     is_tag,
     letter_key,
     mask_keys,
-    mask_secret,
+    mask_secrets,
     pair_root,
     seal,
     tag,
@@ -57,14 +58,14 @@ from shared.secagg.messages import (
     device_tag,
     graph_seed,
     group_binding,
-    pair_digest,
+    pair_digests,
     secret_digest,
 )
 from shared.secagg.packing import Residues
 from shared.secagg.policy import Policy
 from shared.secagg.shamir import SHARE_BYTES, Entropy, split
 from shared.secagg.states import CLIENT, ClientEvent, ClientState, advance
-from shared.secagg.terms import GroupTerms, RoundTerms
+from shared.secagg.terms import GroupTerms, RoundTerms, seats_in, to_bitmap
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,14 @@ class Client:
             binding,
             present,
             {seat: adverts[seat].device for seat in graph.neighbours(self.index) if seat in present},
-            {seat: witness_key(root, draft.advert.device) for seat, root in told.items()},
-            {seat: witness_key(root, adverts[seat].device) for seat, root in roots.items() if seat in graph.witnesses},
+            Keyring.of({seat: witness_key(root, draft.advert.device) for seat, root in told.items()}),
+            Keyring.of(
+                {
+                    seat: witness_key(root, adverts[seat].device)
+                    for seat, root in roots.items()
+                    if seat in graph.witnesses
+                }
+            ),
         )
         roots = {seat: roots[seat] for seat in neighbours.names}
         keys, deal = self._deal(neighbours, roots, entropy)
@@ -137,7 +144,7 @@ class Client:
         own, numbers = self._draft().advert.device, range(1, self.terms.rounds + 1)
         seeds = [Secret(entropy(KEY_BYTES)) for _ in numbers]
         recovery = [Secret(entropy(KEY_BYTES)) for _ in numbers]
-        pairs = [[mask_secret(root, number) for root in roots.values()] for number in numbers]
+        pairs = [mask_secrets(roots.values(), number) for number in numbers]
         both = [secret for couple in zip(seeds, recovery, strict=True) for secret in couple]
         shares = split(both, self.terms.degrees.threshold, tuple(roots), entropy)
         masks = [joined(row) for row in pairs]
@@ -154,10 +161,7 @@ class Client:
             digests("seed", seeds),
             digests("key", recovery),
             tuple(seal(key, record) for key, record in zip(recovery, masks, strict=True)),
-            tuple(
-                b"".join(pair_digest(near.binding, n, secret) for secret in row)
-                for n, row in zip(numbers, pairs, strict=True)
-            ),
+            tuple(pair_digests(near.binding, n, row) for n, row in zip(numbers, pairs, strict=True)),
         )
         return {n: RoundKeys(*row) for n, row in zip(numbers, zip(seeds, masks, strict=True), strict=True)}, deal
 
@@ -234,7 +238,7 @@ class Client:
         if not counted <= self.standing.present:
             raise ProtocolError("the server counts clients that did not take part")
         self._check_seats(counted, "are counted")
-        said = confirmed(self.standing.digest, sorted(counted))
+        said = confirmed(self.standing.digest, counted)
         near = self._near()
         tags = {seat: tag(key, said) for seat, key in near.to_them.items() if seat in counted}
         standing = replace(self.standing, counted=counted)
@@ -245,7 +249,7 @@ class Client:
         """Give out the own seed, and the masks with who is gone, if most witnesses know the same set. Raises `ProtocolError`."""
         state = advance(CLIENT, self.state, ClientEvent.REVEAL)
         near, standing = self._near(), self.standing
-        said = confirmed(standing.digest, sorted(standing.counted))
+        said = confirmed(standing.digest, standing.counted)
         agreeing = bool(near.to_them) + sum(  # with its own word, if it is a witness
             is_tag(word, near.from_them[seat], said)
             for seat, word in witness.tags.items()
@@ -292,7 +296,7 @@ class Client:
             **self.terms.to_fields(),
             "index": self.index,
             "state": self.state.value,
-            "dealers": list(self.dealers),
+            "dealers": to_bitmap(self.dealers, self.terms.clients),
             **keys_to_fields(self.keys),
             **self.standing.to_fields(self.terms.clients),
             **(self.draft.to_fields() if self.draft else {}),
@@ -307,7 +311,8 @@ class Client:
             state = ClientState(read.text("state"))
         except ValueError as error:
             raise Malformed("the stored state of a group is unknown") from error
-        near, dealers = Neighbours.from_fields(fields, terms.clients), tuple(read.integers("dealers"))
+        near = Neighbours.from_fields(fields, terms.clients)
+        dealers = tuple(seats_in(read.blob("dealers"), terms.clients))
         draft, keys = Draft.from_fields(fields), keys_from_fields(fields)
         standing = Standing.from_fields(fields, terms.clients)
         check_kept(terms.rounds, state, draft=draft, near=near, dealers=dealers, keys=keys, standing=standing)

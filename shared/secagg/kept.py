@@ -1,7 +1,8 @@
 """What a client keeps between messages, and its flat form. All of it is secret or worth keeping to oneself."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from shared.errors import Malformed
 from shared.secagg.fields import Fields, HiddenBytes, Reader
@@ -9,7 +10,7 @@ from shared.secagg.keys import KEY_BYTES, KeyPair, Secret
 from shared.secagg.messages import Advert, Members, secrets
 from shared.secagg.shamir import SHARE_BYTES
 from shared.secagg.states import ClientState
-from shared.secagg.terms import from_bitmap, to_bitmap
+from shared.secagg.terms import from_bitmap, seats_in, to_bitmap
 
 NOTHING = Secret(b"")
 SEED, KEY = 0, 1  # the two shares of a dealer and round, in this order
@@ -30,10 +31,10 @@ class Draft:
         return {
             **self.advert.to_fields(),
             **members,
-            "private": HiddenBytes(self.pair.private.reveal()),
+            "private": _hidden(self.pair.private),
             "coin": HiddenBytes(self.coin),
             "letter_seats": list(self.letters),
-            "letters": _join(self.letters),
+            "letters": _hidden(joined(self.letters.values())),
         }
 
     @classmethod
@@ -45,33 +46,64 @@ class Draft:
         advert = Advert.from_fields(fields)
         members = Members.from_fields(fields) if "leaves" in fields else None
         pair = KeyPair(Secret(read.blob("private")), advert.public)
-        return cls(pair, read.blob("coin"), advert, members, _cut(read, "letter_seats", "letters"))
+        letters = read.table(read.integers("letter_seats"), pieces(Secret(read.blob("letters")), KEY_BYTES))
+        return cls(pair, read.blob("coin"), advert, members, letters)
+
+
+@dataclass(frozen=True)
+class Keyring(Mapping[int, Secret]):
+    """Keys by seat. Most messages need none of them, so they stay end to end until one is asked for."""
+
+    seats: tuple[int, ...]
+    end_to_end: Secret = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.end_to_end.reveal()) != len(self.seats) * KEY_BYTES:
+            raise Malformed("the stored keys are not one a seat")
+
+    @classmethod
+    def of(cls, keys: Mapping[int, Secret]) -> "Keyring":
+        return cls(tuple(keys), joined(keys.values()))
+
+    @cached_property
+    def _places(self) -> Mapping[int, int]:
+        return {seat: place * KEY_BYTES for place, seat in enumerate(self.seats)}
+
+    def __getitem__(self, seat: int) -> Secret:
+        place = self._places[seat]
+        return Secret(self.end_to_end.reveal()[place : place + KEY_BYTES])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.seats)
+
+    def __len__(self) -> int:
+        return len(self.seats)
 
 
 @dataclass(frozen=True)
 class Neighbours:
     """Of one client in a group: those present who share a mask with it and hold its shares, by name, in ascending order.
 
-    `members` are all who were present, this client among them. `to_them` and `from_them` are the keys of confirmations: to all
-    if it is a witness, from those who are.
+    `members` are all who were present, this client among them. `to_them` and `from_them` are the keys of confirmations, in
+    ascending order too: to all if it is a witness, from those who are.
     """
 
     binding: bytes
     members: frozenset[int]
     names: Mapping[int, str]
-    to_them: Mapping[int, Secret] = field(repr=False)
-    from_them: Mapping[int, Secret] = field(repr=False)
+    to_them: Keyring
+    from_them: Keyring
 
     def to_fields(self, clients: int) -> Fields:
         return {
             "binding": self.binding,
             "members": to_bitmap(self.members, clients),
-            "holders": list(self.names),
+            "holders": to_bitmap(self.names, clients),
             "names": list(self.names.values()),
-            "told": list(self.to_them),
-            "to_them": _join(self.to_them),
-            "witnesses": list(self.from_them),
-            "from_them": _join(self.from_them),
+            "told": to_bitmap(self.to_them, clients),
+            "to_them": _hidden(self.to_them.end_to_end),
+            "witnesses": to_bitmap(self.from_them, clients),
+            "from_them": _hidden(self.from_them.end_to_end),
         }
 
     @classmethod
@@ -80,10 +112,13 @@ class Neighbours:
         if "binding" not in fields:
             return None
         read = Reader(fields, "the stored neighbours of a group")
-        members = from_bitmap(read.blob("members"), clients)
-        names = read.table(read.integers("holders"), read.texts("names"))
-        to_them, from_them = _cut(read, "told", "to_them"), _cut(read, "witnesses", "from_them")
-        return cls(read.blob("binding"), members, names, to_them, from_them)
+        members, holders, told, witnesses = (
+            seats_in(read.blob(name), clients) for name in ("members", "holders", "told", "witnesses")
+        )
+        names = read.table(holders, read.texts("names"))
+        to_them, from_them = Secret(read.blob("to_them")), Secret(read.blob("from_them"))
+        to_all, from_some = Keyring(tuple(told), to_them), Keyring(tuple(witnesses), from_them)
+        return cls(read.blob("binding"), frozenset(members), names, to_all, from_some)
 
 
 @dataclass(frozen=True)
@@ -151,14 +186,14 @@ class Standing:
 def keys_to_fields(keys: Mapping[int, RoundKeys]) -> Fields:
     return {
         "key_numbers": list(keys),
-        "seeds": _hidden(item.seed for item in keys.values()),
-        "pairs": _hidden(item.pairs for item in keys.values()),
-        "shares": _hidden(item.shares for item in keys.values()),
+        "seeds": [_hidden(item.seed) for item in keys.values()],
+        "pairs": [_hidden(item.pairs) for item in keys.values()],
+        "shares": [_hidden(item.shares) for item in keys.values()],
     }
 
 
-def _hidden(found: Iterable[Secret]) -> list[bytes]:
-    return [HiddenBytes(item.reveal()) for item in found]
+def _hidden(secret: Secret) -> bytes:
+    return HiddenBytes(secret.reveal())
 
 
 def keys_from_fields(fields: Fields) -> dict[int, RoundKeys]:
@@ -220,11 +255,3 @@ def pieces(secret: Secret, size: int) -> list[Secret]:
 
 def joined(parts: Iterable[Secret]) -> Secret:
     return Secret(b"".join(part.reveal() for part in parts))
-
-
-def _join(found: Mapping[int, Secret]) -> HiddenBytes:
-    return HiddenBytes(joined(found.values()).reveal())
-
-
-def _cut(read: Reader, seats: str, name: str) -> dict[int, Secret]:
-    return read.table(read.integers(seats), secrets(read.blob(name), KEY_BYTES))

@@ -76,6 +76,16 @@ def digest(*fields: str | int | bytes) -> bytes:
     return hashlib.sha256(bind(PROTOCOL, *fields)).digest()
 
 
+def digests(fields: Iterable[str | int | bytes], last: Iterable[bytes]) -> list[bytes]:
+    """`digest(*fields, item)` of each item of `last`."""
+    begun, found = hashlib.sha256(bind(PROTOCOL, *fields)), []
+    for item in last:
+        ending = begun.copy()
+        ending.update(bind(item))
+        found.append(ending.digest())
+    return found
+
+
 @dataclass(frozen=True)
 class KeyPair:
     private: Secret = field(repr=False)
@@ -109,9 +119,10 @@ def pair_root(agreed: Secret, binding: bytes, one: str, other: str) -> Secret:
     return extract(agreed, bind(PROTOCOL, "pair", binding, low, high))
 
 
-def mask_secret(root: Secret, number: int) -> Secret:
-    """Of a pair in the group's round `number`. Whoever knows it can take this pair's mask out of that round, and of no other."""
-    return expand(root, bind("pairwise mask", number))
+def mask_secrets(roots: Iterable[Secret], number: int) -> list[Secret]:
+    """Of pairs in the group's round `number`. Whoever knows one can take that pair's mask out of that round, and of no other."""
+    info = bind("pairwise mask", number)
+    return [expand(root, info) for root in roots]
 
 
 def mask_keys(terms: bytes) -> tuple[Callable[[Secret], Secret], Callable[[Secret], Secret]]:

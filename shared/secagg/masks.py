@@ -34,7 +34,8 @@ def apply_masks(residues: Residues, masks: Iterable[Mask], *, counter: bytes = _
     """Add every mask to `residues`, in place. Raises `ValueError` unless they are a writable vector of unsigned words."""
     if residues.dtype.str not in ("|u1", "<u2", "<u4") or residues.ndim != 1 or not residues.flags.writeable:
         raise ValueError("masks are added to a writable vector of little-endian unsigned words")
-    streams = [(_encryptor(mask.key, counter), mask.negative) for mask in masks]
+    start_at = CTR(counter)
+    streams = [(Cipher(AES(mask.key.reveal()), start_at).encryptor(), mask.negative) for mask in masks]
     per_block = BLOCK_BYTES // residues.itemsize
     stream = np.empty(min(per_block, residues.size), dtype=residues.dtype)
     raw = stream.data.cast("B") if stream.size else memoryview(b"")
@@ -51,7 +52,3 @@ def keystream(key: Secret, size: int, *, counter: bytes = _START) -> NDArray[np.
     out = np.zeros(size, dtype=np.uint8)
     apply_masks(out, [Mask(key)], counter=counter)
     return out
-
-
-def _encryptor(key: Secret, counter: bytes):  # type: ignore[no-untyped-def]
-    return Cipher(AES(key.reveal()), CTR(counter)).encryptor()

@@ -3,7 +3,7 @@
 Seats are numbered from 1. Rows of equal length travel end to end in one string of bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from shared.errors import Malformed, ProtocolError
 from shared.secagg.fields import Fields, Reader
-from shared.secagg.keys import KEY_BYTES, PROTOCOL, TAG_BYTES, Secret, Verifier, bind, digest
+from shared.secagg.keys import KEY_BYTES, PROTOCOL, TAG_BYTES, Secret, Verifier, bind, digest, digests
 from shared.secagg.shamir import SHARE_BYTES
-from shared.secagg.terms import GroupTerms
+from shared.secagg.terms import GroupTerms, row_of
 
 RECORD = "shoal.secagg"  # the record of a Flower message that makes it a phase of this protocol
 VECTOR_RECORD = "masked"
@@ -118,7 +118,7 @@ class Members:
     def digest(self) -> bytes:
         seats = sorted(self.leaves)
         rows = (self.leaves[seat] + self.coin_digests[seat] + self.devices[seat] for seat in seats)
-        return digest("members", *seats, *rows)
+        return digest("members", row_of(seats), b"".join(rows))
 
     @classmethod
     def of(cls, adverts: Sequence[Advert]) -> "Members":
@@ -369,9 +369,15 @@ def secret_digest(kind: str, binding: bytes, dealer: int, number: int, secret: S
 
 def pair_digest(binding: bytes, number: int, secret: Secret) -> bytes:
     """Of a pair's mask secret; the same from either side."""
-    return digest("pair", binding, number, secret.reveal())[:TAG_BYTES]
+    return pair_digests(binding, number, [secret])
 
 
-def confirmed(round_digest: bytes, counted: Sequence[int]) -> bytes:
+def pair_digests(binding: bytes, number: int, of: Iterable[Secret]) -> bytes:
+    """Of several pairs, end to end."""
+    found = digests(("pair", binding, number), (secret.reveal() for secret in of))
+    return b"".join(item[:TAG_BYTES] for item in found)
+
+
+def confirmed(round_digest: bytes, counted: Iterable[int]) -> bytes:
     """What a confirmation says."""
-    return bind(PROTOCOL, "counted", round_digest, digest("seats", *counted))
+    return bind(PROTOCOL, "counted", round_digest, digest("seats", row_of(counted)))

@@ -68,19 +68,18 @@ class Rotation:
         return whole
 
     def _blocks(self, values: Floats) -> None:
-        values[: self._whole] = _columns(values[: self._whole], self._block)
+        _columns(values[: self._whole], self._block)
 
     def _last(self, values: Floats) -> None:
-        values[-self._block :] = _columns(values[-self._block :], self._block)
+        _columns(values[-self._block :], self._block)
 
 
-def _columns(values: Floats, size: int) -> Floats:
-    """H x / sqrt(size) of each column of a matrix of `size` rows, as two small matrix products, since H(ab) = H(a) ⊗ H(b)."""
+def _columns(values: Floats, size: int) -> None:
+    """H x / sqrt(size) of each column of a matrix of `size` rows, in place: two small products, since H(ab) = H(a) ⊗ H(b)."""
     outer = 1 << (size.bit_length() // 2)
     inner = size // outer
     half = _matrix(outer, values.dtype.str) @ values.reshape(outer, -1)
-    whole: Floats = np.matmul(_matrix(inner, values.dtype.str), half.reshape(outer, inner, -1)).reshape(-1)
-    return whole
+    np.matmul(_matrix(inner, values.dtype.str), half.reshape(outer, inner, -1), out=values.reshape(outer, inner, -1))
 
 
 @cache

@@ -120,13 +120,18 @@ class RoundTerms:
 
     @cached_property
     def digest(self) -> bytes:
-        seats = digest("present", *sorted(self.present))
+        seats = row_of(self.present)
         return digest("round", self.binding, self.number, self.round_id, seats, self.schema_digest, self.inputs_digest)
 
 
 def rotation_of(round_id: str) -> bytes:
     """The seed of a round's rotation: public, the same for all, another in each round."""
     return digest("rotation", round_id)
+
+
+def row_of(seats: Iterable[int]) -> bytes:
+    """Seats in ascending order, four bytes each: to be signed or hashed, one value in one way."""
+    return np.array(sorted(seats), dtype="<u4").tobytes()
 
 
 def to_bitmap(seats: Iterable[int], clients: int) -> bytes:
@@ -138,10 +143,16 @@ def to_bitmap(seats: Iterable[int], clients: int) -> bytes:
 
 def from_bitmap(bitmap: bytes, clients: int) -> frozenset[int]:
     """Raises `Malformed`."""
+    return frozenset(seats_in(bitmap, clients))
+
+
+def seats_in(bitmap: bytes, clients: int) -> list[int]:
+    """As `from_bitmap`, in ascending order."""
     bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8))
     if len(bitmap) != (clients + 7) // 8 or bits[clients:].any():
         raise Malformed("a set of seats is not as long as the group")
-    return frozenset((np.flatnonzero(bits) + 1).tolist())
+    found: list[int] = (np.flatnonzero(bits) + 1).tolist()
+    return found
 
 
 @dataclass(frozen=True)

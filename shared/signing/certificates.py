@@ -175,21 +175,32 @@ class Authority:
 
 def verify_certificate(ca_der: bytes, certificate_der: bytes, now: float) -> Subject:
     """Who this certificate speaks for at `now`. Raises `SignatureInvalid`, which says what is wrong with it."""
+    subject, _ = issued_to(ca_der, certificate_der)
+    check_time(subject, now)
+    return subject
+
+
+def check_time(subject: Subject, now: float) -> None:
+    """Raises `SignatureInvalid` for a certificate that does not count yet, or no longer."""
+    if now < subject.issued_at:
+        raise SignatureInvalid("the certificate is not valid yet; check the clock")
+    if now > subject.expires_at:
+        raise SignatureInvalid("the certificate has expired; enrol again")
+
+
+def issued_to(ca_der: bytes, certificate_der: bytes) -> tuple[Subject, ec.EllipticCurvePublicKey]:
+    """Whom the authority gave this certificate, at whatever time, and the key in it. Raises `SignatureInvalid`, `Malformed`."""
     certificate, authority = _parse(certificate_der), _parse(ca_der)
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise SignatureInvalid("the certificate was not issued by this fleet's authority") from error
     issued, expires = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    if now < issued:
-        raise SignatureInvalid("the certificate is not valid yet; check the clock")
-    if now > expires:
-        raise SignatureInvalid("the certificate has expired; enrol again")
     role, subject_id = _subject(certificate)
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise SignatureInvalid("the certificate's key is not on the curve P-256")
-    return Subject(role, subject_id, key_sha256(key), issued, expires)
+    return Subject(role, subject_id, key_sha256(key), issued, expires), key
 
 
 def public_key_of(certificate_der: bytes) -> ec.EllipticCurvePublicKey:

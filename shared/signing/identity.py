@@ -1,6 +1,7 @@
 """A device's identity: its key and its certificate, for TLS and for signing round keys and receipts."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -11,8 +12,10 @@ from shared.errors import Corrupt, Malformed, SignatureInvalid
 from shared.files import write_atomic
 from shared.signing.certificates import (
     Authority,
+    check_time,
     generate_key,
     issued_at,
+    issued_to,
     key_to_pem,
     load_key,
     make_csr,
@@ -24,6 +27,7 @@ from shared.signing.certificates import (
 
 KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "certificate.der"
+_REMEMBERED = 2048  # certificates, of some KB each
 
 
 class DeviceIdentity:
@@ -77,19 +81,23 @@ class DeviceIdentity:
 
 
 class FleetVerifier:
-    """Believes signatures of devices that the fleet's authority vouches for at the time `now()` gives."""
+    """Believes signatures of devices that the fleet's authority vouches for at the time `now()` gives.
+
+    It remembers certificates that the authority issued: a device meets the same peers in every group.
+    """
 
     def __init__(self, ca_der: bytes, now: Callable[[], float]) -> None:
-        self._ca_der = ca_der
+        self._issued_to = lru_cache(maxsize=_REMEMBERED)(lambda der: issued_to(ca_der, der))
         self._now = now
 
     def verify(self, certificate: bytes, signature: bytes, data: bytes) -> str:
         """The device that signed `data`. Raises `SignatureInvalid`."""
         try:
-            subject = verify_certificate(self._ca_der, certificate, self._now())
+            subject, key = self._issued_to(certificate)
+            check_time(subject, self._now())
             if subject.role != "device":
                 raise SignatureInvalid(f"signed by a certificate of role {subject.role}, not by a device")
-            public_key_of(certificate).verify(signature, data, ec.ECDSA(hashes.SHA256()))
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
         except Malformed as error:
             raise SignatureInvalid("signed with something that is not a certificate") from error
         except InvalidSignature as error:

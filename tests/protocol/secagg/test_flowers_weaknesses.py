@@ -11,7 +11,7 @@ from flwr.app import Message
 from shared.errors import ProtocolError, SignatureInvalid, Unsupported, UpdateRejected
 from shared.flower import decode_records
 from shared.secagg.graph import Rates, derive
-from shared.secagg.keys import KEY_BYTES, KeyPair, Secret, mask_keys, mask_secret, pair_root
+from shared.secagg.keys import KEY_BYTES, KeyPair, Secret, mask_keys, mask_secrets, pair_root
 from shared.secagg.masks import keystream
 from shared.secagg.messages import PACKED_TYPE, RECORD, VECTOR_RECORD, RecoveryRequest
 from shared.secagg.policy import Policy
@@ -49,7 +49,7 @@ def test_seeds_of_28_bits_here_every_bit_of_32_bytes_counts(bit: int) -> None:
     of_seed, of_pair = mask_keys(b"terms")
     for key in (
         of_seed,
-        lambda agreed: of_pair(mask_secret(pair_root(agreed, b"group", "a", "b"), 1)),
+        lambda agreed: of_pair(mask_secrets([pair_root(agreed, b"group", "a", "b")], 1)[0]),
         lambda key: key,
     ):
         streams = [keystream(key(Secret(bytes(seed))), 4096) for seed in (one, other)]

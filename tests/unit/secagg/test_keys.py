@@ -21,7 +21,7 @@ from shared.secagg.keys import (
     is_tag,
     letter_key,
     mask_keys,
-    mask_secret,
+    mask_secrets,
     pair_root,
     seal,
     tag,
@@ -101,14 +101,14 @@ def test_both_ends_of_a_pair_find_the_same_root() -> None:
 def test_no_two_purposes_groups_pairs_rounds_or_directions_share_a_key() -> None:
     agreed = KeyPair.generate(os.urandom).agree(KeyPair.generate(os.urandom).public)
     root = pair_root(agreed, BINDING, "a", "b")
-    secret = mask_secret(root, 1)
+    secret = mask_secrets([root], 1)[0]
     (own, pairwise), (own_2, pairwise_2) = mask_keys(b"round 1"), mask_keys(b"round 2")
     keys = [
         root,
         pair_root(agreed, b"another group", "a", "b"),
         pair_root(agreed, BINDING, "a", "c"),
         secret,
-        mask_secret(root, 2),
+        mask_secrets([root], 2)[0],
         letter_key(root, "a"),
         letter_key(root, "b"),
         witness_key(root, "a"),
