@@ -11,8 +11,9 @@ poisoned device moves one of them. A device learns who is in its own group, and 
 
 A group makes keys and shares first, for `SecureConfig.group_rounds` rounds. Later exchanges over its devices, or over enough of
 them, take its next round at once: three exchanges of messages instead of six. Its keys end when its rounds are used up, when
-somebody is invited that is not of it, and when one of its devices may no longer have its keys, because it refused or did not
-answer, or cannot use what it was dealt: kept, it would cost that device the next round too. Who is in which group stays for as
+somebody is invited that is not of it, when one of its devices cannot use what it was dealt, and when devices are invited again
+that may no longer have their keys, because they failed or did not answer: in a large group (`MadeGroup`) too many of them, or one
+that says no a second time. Who is in which group stays for as
 many exchanges as keys are made for, unless a group came to no sum or a new device is invited: sums over ever other sets of the
 same devices would tell ever more of each.
 """

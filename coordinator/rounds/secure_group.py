@@ -46,6 +46,7 @@ MAKING = (Phase.KEYS, Phase.COINS, Phase.SHARES)  # of a group; who fails here i
 KEEPS_KEYS = LASTING | {
     APP_RAISED
 }  # error codes: the app failed, the device goes on. Any other: it may have been restarted
+LARGE = 32  # devices of a group: keys last though a few may have lost theirs
 MAX_REASON = 500  # characters; a device wrote them
 Take = Callable[[int, Message], None]
 
@@ -74,8 +75,9 @@ class Work:
 
 @dataclass
 class MadeGroup:
-    """A group as the server uses it up: its seats by node id, letters that are still to be handed out, the rounds gone by, and
-    which version of the model (`Broadcast`) each device surely holds, by node id.
+    """A group as the server uses it up: its seats by node id, letters that are still to be handed out, the rounds gone by, which
+    version of the model (`Broadcast`) each device surely holds, by node id, and who may have lost its keys: it failed, or did not
+    answer, and was not counted since.
     """
 
     group: Group
@@ -83,11 +85,21 @@ class MadeGroup:
     inboxes: dict[int, Inbox]
     rounds: int = 0
     held: dict[int, int] = field(default_factory=dict)
+    doubtful: set[int] = field(default_factory=set)
 
     def fits(self, nodes: Sequence[int]) -> bool:
-        """Whether `nodes` are of this group, enough of it, and keys for a round are left."""
+        """Whether `nodes` are of this group, enough of it, not too doubtful, and keys for a round are left."""
         known = set(nodes) <= set(self.seats) and all(self.seats[node] in self.group.dealt for node in nodes)
-        return known and len(nodes) >= self.group.terms.fewest and self.rounds < self.group.terms.rounds
+        trusted = len(self.doubtful.intersection(nodes)) <= self._bearable
+        return known and trusted and len(nodes) >= self.group.terms.fewest and self.rounds < self.group.terms.rounds
+
+    @property
+    def _bearable(self) -> int:
+        """How many doubtful devices may be asked: half of the dropouts that a large group bears. A small one makes keys at once:
+        that costs it little, and a device left out for a round costs it much.
+        """
+        terms = self.group.terms
+        return terms.rates.dropped(terms.clients) // 2 if terms.clients >= LARGE else 0
 
     def next_number(self) -> int:
         self.rounds += 1
@@ -132,13 +144,15 @@ class GroupExchange:
         self.failed = False  # it came to no sum, and is closed
         self._counted: set[int] = set()
         self._complained: set[int] = set()
-        self._spoilt = False  # a device may have lost the group's keys, or cannot use what it was dealt
+        self._doubtful: set[int] = set()  # nodes that may have lost the group's keys in this exchange
+        self._spoilt = False  # a device has lost the group's keys, or cannot use what it was dealt
         self._held: Mapping[int, int] = {}
 
     def steps(self) -> Generator[Asked, None, Total]:
         """Raises `RoundAborted` when too few take part, or the sum cannot be right."""
         made = self.made or (yield from self._make())
         total = yield from self._sum(made)
+        made.doubtful = made.doubtful - self._counted | self._doubtful
         self.made = None if self.false_dealers or self._spoilt else made
         return total
 
@@ -274,7 +288,9 @@ class GroupExchange:
         """One answer. What it is worth is up to `take`."""
         if reply.has_error():
             fate = Fate.REJECTED if reply.error.code in REJECTIONS else Fate.DROPPED
-            self._spoilt |= phase not in MAKING and reply.error.code not in KEEPS_KEYS
+            if phase not in MAKING and reply.error.code not in KEEPS_KEYS:
+                self._doubtful.add(node)
+                self._spoilt |= self.made is not None and node in self.made.doubtful and fate is Fate.REJECTED
             self._fail(node, fate, f"{phase}: {reply.error.reason or 'failed without a reason'}", reply.error.code)
             return
         try:
@@ -288,7 +304,8 @@ class GroupExchange:
 
     def fail(self, phase: Phase, node: int) -> None:
         """No answer came."""
-        self._spoilt |= phase not in MAKING
+        if phase not in MAKING:
+            self._doubtful.add(node)
         self._fail(node, Fate.DROPPED, f"no answer in the phase {phase}")
 
     def _fail(self, node: int, fate: Fate, reason: str, code: int = 0) -> None:

@@ -4,6 +4,9 @@ The vector is laid out in 32 rows; a column of 32 residues is m words of 32 bits
 lie at one place in every column. The last column is filled up with zeros: at most 4m bytes more than the bits need.
 """
 
+from dataclasses import dataclass
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,10 +36,11 @@ def pack(residues: Residues, bits: int) -> bytes:
         return residues.tobytes().ljust(columns * bits * 4, b"\0")
     rows = _rows(residues, bits)
     words = np.zeros((bits, rows.shape[1]), dtype="<u4")
-    for row, (word, shift, spill) in enumerate(_places(bits)):
-        words[word] |= rows[row] << np.uint32(shift)
-        if spill:
-            words[word + 1] |= rows[row] >> np.uint32(bits - spill)
+    moved = np.empty(rows.shape[1], dtype="<u4")
+    for row, place in zip(rows, _places(bits), strict=True):
+        words[place.word] |= np.left_shift(row, place.shift, out=moved)
+        if place.spills:
+            words[place.word + 1] |= np.right_shift(row, place.rest, out=moved)
     return words.tobytes()
 
 
@@ -49,12 +53,13 @@ def unpack(data: bytes, length: int, bits: int) -> Residues:
         return _whole(np.frombuffer(data, dtype=kind), length)
     words = np.frombuffer(data, dtype="<u4").reshape(bits, -1)
     rows = np.empty((ROWS, words.shape[1]), dtype=kind)
-    mask = np.uint32((1 << bits) - 1)
-    for row, (word, shift, spill) in enumerate(_places(bits)):
-        value = words[word] >> np.uint32(shift)
-        if spill:
-            value |= words[word + 1] << np.uint32(bits - spill)
-        rows[row] = value & mask
+    value, spilt = np.empty((2, words.shape[1]), dtype="<u4")
+    for row, place in zip(rows, _places(bits), strict=True):
+        np.right_shift(words[place.word], place.shift, out=value)
+        if place.spills:
+            value |= np.left_shift(words[place.word + 1], place.rest, out=spilt)
+        row[:] = value
+    rows &= kind.type((1 << bits) - 1)
     return _whole(rows.reshape(-1), length)
 
 
@@ -64,13 +69,24 @@ def _whole(residues: Residues, length: int) -> Residues:
     return residues[:length]
 
 
-def _places(bits: int) -> list[tuple[int, int, int]]:
-    """Of each row: its first word, the shift there, and how many bits spill into the next word."""
+@dataclass(frozen=True)
+class _Place:
+    """Of a row: its first word, the shift there, and whether it spills into the next word, and how many of its bits do not."""
+
+    word: int
+    shift: np.uint32
+    spills: bool
+    rest: np.uint32
+
+
+@cache
+def _places(bits: int) -> tuple[_Place, ...]:
     places = []
     for row in range(ROWS):
         word, shift = divmod(row * bits, WORD_BITS)
-        places.append((word, shift, max(0, shift + bits - WORD_BITS)))
-    return places
+        rest = WORD_BITS - shift
+        places.append(_Place(word, np.uint32(shift), rest < bits, np.uint32(min(rest, bits))))
+    return tuple(places)
 
 
 def _rows(residues: Residues, bits: int) -> NDArray[np.uint32]:

@@ -51,7 +51,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Total:
-    """What a sum says: how many, how much they weigh together, weighted means (arrays as float64 changes), the share of elements
+    """What a sum says: how many, how much they weigh together, weighted means (arrays as changes, of float32 or float64), the share of elements
     clipped, and the mean size of what a device had to send, by float array, in weight times the array's unit. Of a private sum: how
     many, each of weight 1, and means.
     """
@@ -164,10 +164,12 @@ def _rounded(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) ->
 
 
 def _by_array(schema: Schema, values: Floats, unit: float) -> dict[str, NDArray[Any]]:
-    """The float elements, times `unit` and their array's scale."""
+    """The float elements, times `unit` and their array's scale. They lie in `values`, which is overwritten."""
     start, arrays = 0, {}
     for item in schema.floats:
-        arrays[item.name] = (values[start : start + item.size] * (unit * item.scale)).reshape(item.shape)
+        block = values[start : start + item.size]
+        block *= unit * item.scale
+        arrays[item.name] = block.reshape(item.shape)
         start += item.size
     return arrays
 
@@ -281,17 +283,16 @@ def _float_changes(
     # What a float32 holds exactly; noise is wider.
     values: Floats = signed.astype("f4" if schema.bits <= _FLOAT32_BITS and not schema.private else "f8")
     values *= schema.clip / schema.levels
+    del signed
     rotation = _rotation(schema, values.dtype.str)
-    return _by_array(
-        schema, (rotation.backward(values) if rotation else values).astype("f8"), schema.unit_weight / weight
-    )
+    return _by_array(schema, rotation.backward(values) if rotation else values, schema.unit_weight / weight)
 
 
 def add_change(kind: str, base: NDArray[Any], change: NDArray[Any]) -> NDArray[Any]:
     """`base + change` as the dtype that `kind` names; integers to the nearest, within the dtype."""
     dtype = np.dtype(kind)
     if dtype.kind == "f":
-        return np.asarray(base.astype(np.float64) + change, dtype=dtype)
+        return np.asarray(base + change, dtype=dtype)
     info = np.iinfo(dtype)
     moved = base.astype(np.int64) + np.rint(change).astype(np.int64)
     return np.asarray(np.clip(moved, info.min, info.max), dtype=dtype)

@@ -6,7 +6,7 @@ The file is `{"name", "machine", "figures": [{"name", "value", "unit", "peer", "
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from shared.files import write_atomic
 RESULTS = Path("bench-results")
 _PACKAGES = ("flwr", "grpcio", "numpy", "onnxruntime", "openvino", "torch", "torchao")
 Better = Literal["less", "more"]
+Plot = Callable[[str, Sequence["Figure"], Path], None]
 
 
 @dataclass(frozen=True)
@@ -85,32 +86,43 @@ def line(one: Figure) -> str:
     return text
 
 
-def publish(name: str, figures: Sequence[Figure], *, folder: Path = RESULTS) -> Path:
-    """Print the figures, write them to `folder/NAME.json` and plot them in `folder/NAME.png`. Returns the JSON file."""
-    for one in figures:
+def publish(
+    name: str,
+    figures: Sequence[Figure],
+    *,
+    folder: Path = RESULTS,
+    plot: Plot | None = None,
+    told: bool = True,
+) -> Path:
+    """Print the figures, write them to `folder/NAME.json` and plot them in `folder/NAME.png`. Returns the JSON file.
+
+    Not `told`, they are not printed: a long benchmark writes down what it has while it goes on.
+    """
+    for one in figures if told else ():
         click.echo(line(one))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"name": name, "machine": machine(), "figures": [asdict(one) for one in figures]}
     write_atomic(path, json.dumps(content, indent=2).encode() + b"\n")
-    _plot(name, figures, folder / f"{name}.png")
-    click.echo(f"written: {path}, {name}.png")
+    (plot or bars)(name, figures, folder / f"{name}.png")
+    if told:
+        click.echo(f"written: {path}, {name}.png")
     return path
 
 
-def _plot(name: str, figures: Sequence[Figure], path: Path) -> None:
+def bars(name: str, figures: Sequence[Figure], path: Path) -> None:
     """Bars, one panel a unit; a peer's values below ours, on a logarithmic axis where they are far apart."""
     from matplotlib.figure import Figure as Canvas
 
     units = list(dict.fromkeys(one.unit for one in figures))
-    rows = [_bars([one for one in figures if one.unit == unit]) for unit in units]
+    rows = [_bars_of([one for one in figures if one.unit == unit]) for unit in units]
     canvas = Canvas(figsize=(8, 1.2 + 0.55 * sum(map(len, rows))), layout="constrained")
     panels = canvas.subplots(len(units), 1, squeeze=False, height_ratios=list(map(len, rows)))[:, 0]
-    for panel, unit, bars in zip(panels, units, rows, strict=True):
-        labels, values, colours = zip(*reversed(bars), strict=True)
-        drawn = panel.barh(range(len(bars)), values, color=colours)
+    for panel, unit, row in zip(panels, units, rows, strict=True):
+        labels, values, colours = zip(*reversed(row), strict=True)
+        drawn = panel.barh(range(len(row)), values, color=colours)
         panel.bar_label(drawn, labels=[f"{value:.3g}" for value in values], padding=3)
-        panel.set_yticks(range(len(bars)), labels)
+        panel.set_yticks(range(len(row)), labels)
         panel.set_xlabel(unit)
         positive = [value for value in values if value > 0]
         if positive and max(positive) > 20 * min(positive):
@@ -123,7 +135,7 @@ def _plot(name: str, figures: Sequence[Figure], path: Path) -> None:
     canvas.savefig(path, dpi=120)
 
 
-def _bars(figures: Sequence[Figure]) -> list[tuple[str, float, str]]:
+def _bars_of(figures: Sequence[Figure]) -> list[tuple[str, float, str]]:
     """(label, value, colour); a peer that several figures share stands there once."""
     ours = [(one.name, one.value, "#1f77b4") for one in figures]
     peers = {(one.peer, one.peer_value): None for one in figures}

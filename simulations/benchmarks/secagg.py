@@ -1,15 +1,15 @@
 """CPU, bytes and memory of secure aggregation, beside Flower's SecAgg+ on the same vectors in the same run.
 
-Clients drop out at random after they dealt their shares and before they mask. Ours is laid out for twice that rate (5 % where it
-is 0, 40 % where it is 30); Flower's has the degree that its users give it, k = 2 ceil(log2 n) + 1, and no such figure: its rounds
-are given up where a client loses too many neighbours, and its cost until then is what stands there. Each case and side has a
-process of its own, which plays all parts on one core, and is charged to the client or the server whose code runs. Keys and shares
-are made once for many rounds, so a round costs what stands there, and with the whole set-up what stands on the next line: what a
-round costs after a device vanished, since it makes a new group. Flower's makes keys in each round. Flower's rounds of more than a
-minute are extrapolated and marked so.
+Both run as they are, ours with `SecureGrid` and `SecureMod`, Flower's with its workflow and its mod: the server in one process on
+one core, all clients in another, messages in Flower's own encoding. CPU is that process's, less the encoding and the pipe. Clients
+drop out at random: they do not answer when they are asked for their vectors (or, so marked, never again after they sent them).
 
-Ours is the protocol's core (`shared.secagg`) with nothing around it: neither records nor the state between messages, which
-Flower's mod pays for, nor error feedback, nor signatures (Flower has none; with its checks they cost a client of 50 some 30 ms).
+Ours is what a job gets by default: devices sign their keys and check each other's certificates, which Flower's do not; keys serve 8
+rounds, so a figure is the mean of 8 of which the first makes them, and both kinds of round stand below it. Where keys have to be
+made again each round, because too many fall silent at once, the figure is that of such a round. It is laid out for 25 % of dropouts
+(40 % where 30 % happen) and 5 % corrupt. Flower's makes keys in each round and has the degree that its users give it, k = 2
+ceil(log2 n) + 1; where its sparse graph leaves a client with too few neighbours it gives up, and is asked up to three times. Its
+rounds of more than a minute are extrapolated and marked so.
 
 \b
 python simulations/benchmarks/secagg.py                                  up to 100 clients and 100 k elements: minutes
@@ -22,7 +22,7 @@ import os
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -30,19 +30,25 @@ from typing import TypeVar
 
 import click
 import numpy as np
-import psutil
 
+from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS
 from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.secagg.graph import Rates
 from shared.secagg.keys import InsecureWarning
-from simulations.benchmarks import flower_secagg, secagg_extrapolate
+from shared.secagg.masks import apply_masks
+from simulations.benchmarks import flower_secagg, secagg_extrapolate, secagg_ours
 from simulations.benchmarks.harness import Figure, figure, publish
-from simulations.benchmarks.secagg_ours import BITS, Cost, Fleet, Vectors, keystream_s
+from simulations.benchmarks.secagg_ours import Round, Vector, keystream_s, vector_of
+from simulations.benchmarks.secagg_plot import plot
+from simulations.benchmarks.two_processes import Memory
 
-ROUNDS = 4  # of one group: three on one core, of which the median is told, and one on all cores
 SMALL = ((50, 100), (10_000, 100_000), (0.0, 0.1, 0.3))
 FULL = ((50, 100, 500, 1000), (10_000, 100_000, 1_000_000), (0.0, 0.1, 0.3))
+LATER = 3  # rounds with keys at hand, of which the median is told …
+LATER_ELEMENTS = 100_000_000  # … and one where all clients' vectors together are longer than this
 PATIENCE_S = 60.0  # for one round of Flower's
+TRIES = 3  # of Flower's
+WITHIN = 0.05  # a mean of unit Gaussians may be off by so much, rounded to 8 bits
 T = TypeVar("T")
 ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -52,68 +58,104 @@ class Case:
     clients: int
     elements: int
     dropout: float
+    after_masking: bool = False
+    signed: bool = True
 
     @property
     def name(self) -> str:
         size = f"{self.elements // 1000} k" if self.elements < 1_000_000 else f"{self.elements // 1_000_000} M"
-        return f"n = {self.clients}, d = {size}, {self.dropout:.0%} dropout"
+        when = " after masking" if self.after_masking else ""
+        return f"n = {self.clients}, d = {size}, {self.dropout:.0%} dropout{when}{'' if self.signed else ', unsigned'}"
+
+    @property
+    def nodes(self) -> Sequence[int]:
+        return range(1, self.clients + 1)
 
     @property
     def rates(self) -> Rates:
-        """Twice the dropout that happens, as a careful admin states it, and what any threshold can bear at most."""
-        return Rates(dropout=min(2 * self.dropout, 0.4) if self.dropout else 0.05)
+        """A job's default, as long as it bears the dropout."""
+        return Rates() if self.dropout < Rates().dropout else Rates(dropout=0.4)
 
-    def vectors(self) -> Vectors:
-        return lambda seat: np.random.default_rng(seat).standard_normal(self.elements, dtype=np.float32)
+    def gone(self, number: int) -> frozenset[int]:
+        """Who drops out in a round: the same in every run, and for both sides."""
+        chance = random.Random(f"{self.clients} {number}")
+        return frozenset(chance.sample(self.nodes, int(self.dropout * self.clients)))
 
-    def gone(self) -> list[frozenset[int]]:
-        """Who drops out, in each round: the same in every run, and for both sides."""
-        chance, seats = random.Random(self.clients), range(1, self.clients + 1)
-        return [frozenset(chance.sample(seats, int(self.dropout * self.clients))) for _ in range(ROUNDS)]
+    def check(self, mean: Vector, gone: frozenset[int]) -> None:
+        """Raises `ArithmeticError` unless it is that of the counted vectors: those of all, if clients vanish after masking."""
+        counted = [node for node in self.nodes if self.after_masking or node not in gone]
+        expected = np.zeros(self.elements)
+        for node in counted:
+            expected += vector_of(node, self.elements)
+        if np.abs(mean - expected / len(counted)).max() > WITHIN:
+            raise ArithmeticError(f"{self.name}: not the mean of the vectors")
 
 
 @dataclass(frozen=True)
 class Ours:
-    """`finish_s` is wall time on all cores, from the last answer to the sum; `keystream_s` CPU a mask."""
+    """The round that makes keys, those after it, and one after it on all cores. CPU seconds a mask, and the server's peak memory
+    in bytes.
+    """
 
-    setup: Cost
-    rounds: tuple[Cost, ...]
-    finish_s: float
+    first: Round
+    later: tuple[Round, ...]
+    all_cores: Round
     keystream_s: float
-    memory: float
+    memory: int
 
-    def median(self, of: Callable[[Cost], float]) -> float:
-        return statistics.median(map(of, self.rounds))
+    def at_hand(self, of: Callable[[Round], float]) -> float:
+        return statistics.median(map(of, self.later))
+
+    def mean(self, of: Callable[[Round], float]) -> float:
+        """Of a group's rounds, or of one, if its keys did not last."""
+        if self.later[-1].makes_keys:
+            return self.at_hand(of)
+        return (of(self.first) + (DEFAULT_GROUP_ROUNDS - 1) * self.at_hand(of)) / DEFAULT_GROUP_ROUNDS
 
 
 def play_ours(case: Case) -> Ours:
     """In a process of its own, whose peak memory is then the case's."""
     warnings.simplefilter("ignore", InsecureWarning)
-    vectors, gone = case.vectors(), case.gone()
-    Fleet(4, Rates(), 1).round(1, lambda seat: np.ones(64, np.float32), frozenset())  # what is loaded once is loaded
-    before = psutil.Process().memory_info().rss
-    fleet = Fleet(case.clients, case.rates, ROUNDS)
-    rounds = tuple(fleet.round(number, vectors, gone[number - 1]) for number in range(1, ROUNDS))
-    memory = _peak() - before
-    last = fleet.round(ROUNDS, vectors, gone[-1], apply_masks_on_all_cores)
-    bits = BITS + (case.clients - 1).bit_length()
-    return Ours(fleet.setup, rounds, last.finish_s, keystream_s(case.elements, bits), memory)
+    fleet = secagg_ours.Fleet(case.clients, Rates(), case.signed)
+    fleet.round(case.nodes[:5], 64, frozenset(), apply_masks)  # what is loaded once is loaded
+    fleet.begin(case.rates)
+    memory, rounds = Memory(), []
+    count = 1 + (LATER if case.clients * case.elements <= LATER_ELEMENTS else 1)
+    for number in range(count + 1):
+        gone, apply = case.gone(number), apply_masks if number < count else apply_masks_on_all_cores
+        cost, mean = fleet.round(case.nodes, case.elements, gone, apply, after_masking=case.after_masking)
+        rounds.append(cost)
+    peak = memory.peak()
+    fleet.grid.close()
+    case.check(mean, gone)
+    first, *later, last = rounds
+    bits = 8 + (case.clients - 1).bit_length()
+    return Ours(first, tuple(later), last, keystream_s(case.elements, bits), peak)
 
 
-def play_flower(case: Case) -> tuple[flower_secagg.Cost, float]:
-    """In a process of its own: its cost, and its peak memory in bytes."""
-    ones = np.ones(64, np.float32)
-    flower_secagg.one_round(4, 64, lambda seat: ones, frozenset())
-    before = psutil.Process().memory_info().rss
-    cost = flower_secagg.one_round(case.clients, case.elements, case.vectors(), case.gone()[0])
-    return cost, _peak() - before
+@dataclass(frozen=True)
+class Flowers:
+    """`found` None: it gave up each time, at the cost of `tried`."""
+
+    tried: flower_secagg.Round
+    finished: bool
+    memory: int
 
 
-def _peak() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def play_flower(case: Case) -> Flowers:
+    """In a process of its own."""
+    fleet = flower_secagg.Fleet()
+    fleet.round(case.nodes[:4], 64, frozenset())
+    memory, gone = Memory(), case.gone(0)
+    for _ in range(TRIES):
+        cost, mean = fleet.round(case.nodes, case.elements, gone, after_masking=case.after_masking)
+        if mean is not None:
+            break
+    peak = memory.peak()
+    fleet.grid.close()
+    if mean is not None:
+        case.check(mean, gone)
+    return Flowers(cost, mean is not None, peak)
 
 
 class Peer:
@@ -130,11 +172,14 @@ class Peer:
         guess = {what: secagg_extrapolate.guess(self._known, key, what) for what in secagg_extrapolate.TERMS}
         if guess["server"] + case.clients * guess["client"] > PATIENCE_S:
             return "Flower SecAgg+, extrapolated", guess
-        cost, memory = alone(play_flower, case)
-        found = {"client": cost.client_s, "server": cost.server_s, "bytes": cost.bytes_up, "memory": memory}
-        if not cost.aborted:  # what an aborted round costs says nothing about whole ones
+        flowers = alone(play_flower, case)
+        cost = flowers.tried
+        found = {"client": cost.client_s, "server": cost.server_s, "bytes": cost.bytes_up, "memory": flowers.memory}
+        if not flowers.finished:  # what an aborted round costs says nothing about whole ones
+            return "Flower SecAgg+, which gave up", found
+        if not case.after_masking:
             self.learn(case, found)
-        return f"Flower SecAgg+{', which gave up' if cost.aborted else ''}", found
+        return "Flower SecAgg+", found
 
 
 def alone(play: Callable[[Case], T], case: Case) -> T:
@@ -151,49 +196,71 @@ def alone(play: Callable[[Case], T], case: Case) -> T:
 
 def figures_of(case: Case, ours: Ours, peer: tuple[str, dict[str, float]]) -> list[Figure]:
     label, theirs = peer
-    small, name = case.elements <= 100_000, case.name
-    server = ours.median(lambda one: one.server_s)
-    bound = ours.keystream_s * ours.median(lambda one: one.masks)
+    small, name, lasting = case.elements <= 100_000, case.name, not ours.later[-1].makes_keys
 
     def beside(what: str, value: float, unit: str, part: str, aim: float | None = None) -> Figure:
         return figure(f"{what}, {name}", value, unit, peer=(label, max(theirs[part], 1e-9)), aim=aim)
 
-    client = ours.median(lambda one: one.client_s)
-    return [
-        beside("client CPU", client, "s", "client", 10 if small else 5),
-        beside("client CPU with set-up", client + ours.setup.client_s, "s", "client"),
-        beside("server CPU", server, "s", "server", 50 if small else 15),
-        beside("server CPU with set-up", server + ours.setup.server_s, "s", "server"),
-        beside("bytes up", ours.median(lambda one: one.bytes_up), "bytes", "bytes", 4),
-        beside("bytes up with set-up", ours.median(lambda one: one.bytes_up) + ours.setup.bytes_up, "bytes", "bytes"),
-        beside("memory", max(1.0, ours.memory) / 2**20, "MiB", "memory_mib", 10),
-        figure(f"server CPU over its keystream's, {name}", server / bound, "times", aim=2),
-        figure(f"from the last answer to the sum, all cores, {name}", ours.finish_s, "s"),
+    def kinds(what: str, unit: str, part: str, of: Callable[[Round], float], aim: float) -> list[Figure]:
+        found = [beside(what, ours.mean(of), unit, part, aim)]
+        if lasting:
+            found += [
+                beside(f"{what}, keys at hand", ours.at_hand(of), unit, part),
+                beside(f"{what}, keys made", of(ours.first), unit, part),
+            ]
+        return found
+
+    bound = ours.keystream_s * ours.at_hand(lambda one: one.masks)
+    figures = [
+        *kinds("client CPU", "s", "client", lambda one: one.client_s, 10 if small else 5),
+        *kinds("server CPU", "s", "server", lambda one: one.server_s, 50 if small else 15),
+        *kinds("bytes up", "bytes", "bytes", lambda one: one.bytes_up, 4),
+        figure(
+            f"server memory, {name}",
+            max(ours.memory, 1) / 2**20,
+            "MiB",
+            peer=(label, max(theirs["memory"], 1) / 2**20),
+            aim=10,
+        ),
+        figure(
+            f"server CPU over its keystream's, {name}", ours.at_hand(lambda one: one.server_s) / bound, "times", aim=2
+        ),
+        figure(f"taking masks out, one core, {name}", ours.at_hand(lambda one: one.unmasking_s), "s"),
+        figure(f"taking masks out, all cores, {name}", ours.all_cores.unmasking_s, "s"),
     ]
-
-
-def measure(cases: Iterable[Case]) -> list[Figure]:
-    peer, figures = Peer(), []
-    for case in cases:
-        click.echo(case.name, err=True)
-        ours = alone(play_ours, case)
-        label, theirs = peer.cost(case)
-        theirs["memory_mib"] = theirs["memory"] / 2**20
-        figures += figures_of(case, ours, (label, theirs))
+    if (case.clients, case.elements, case.dropout) == (500, 100_000, 0.1):
+        figures.append(figure(f"a whole round's server CPU, {name}", ours.mean(lambda one: one.server_s), "s", aim=1))
     return figures
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--full", is_flag=True, help="Up to 1000 clients and a million elements.")
-@click.option("--clients", type=int, multiple=True, help="Only these numbers of clients.")
-@click.option("--elements", type=int, multiple=True, help="Only these lengths.")
-@click.option("--dropout", type=float, multiple=True, help="Only these shares of the clients.")
-def main(full: bool, clients: tuple[int, ...], elements: tuple[int, ...], dropout: tuple[float, ...]) -> None:
+@click.option("--clients", type=click.IntRange(5), multiple=True, help="Only these numbers of clients.")
+@click.option("--elements", type=click.IntRange(1), multiple=True, help="Only these lengths.")
+@click.option("--dropout", type=click.FloatRange(0, 0.3), multiple=True, help="Only these shares of the clients.")
+@click.option("--after-masking", is_flag=True, help="They vanish after they sent their vectors, not before.")
+@click.option("--unsigned", is_flag=True, help="Nobody signs, as nobody does with Flower's.")
+def main(
+    *,
+    full: bool,
+    clients: tuple[int, ...],
+    elements: tuple[int, ...],
+    dropout: tuple[float, ...],
+    after_masking: bool,
+    unsigned: bool,
+) -> None:
     known = FULL if full else SMALL
-    if min(clients, default=4) < 4 or min(elements, default=1) < 1 or not all(0 <= share <= 0.3 for share in dropout):
-        raise click.BadParameter("at least 4 clients and 1 element, and a dropout from 0 to 0.3")
-    sizes = product(clients or known[0], elements or known[1], dropout or known[2])
-    publish("secagg", measure(Case(*size) for size in sizes))
+    sizes = sorted(
+        product(clients or known[0], elements or known[1], dropout or known[2]), key=lambda s: (s[0] * s[1], s)
+    )
+    peer, figures = Peer(), list[Figure]()
+    cases = [Case(*size, after_masking=after_masking, signed=not unsigned) for size in sizes]
+    for number, case in enumerate(cases, start=1):
+        click.echo(f"{case.name} ({number} of {len(cases)})", err=True)
+        figures += figures_of(case, alone(play_ours, case), peer.cost(case))
+        publish(
+            "secagg", figures, plot=plot, told=number == len(cases)
+        )  # an hour's work is not lost by its last minute
 
 
 if __name__ == "__main__":

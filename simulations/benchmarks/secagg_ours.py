@@ -1,184 +1,136 @@
-"""Our secure aggregation with all parts played in this process, one client at a time: what a client and the server cost.
+"""A round of ours as it runs in a fleet: `SecureGrid` in this process, `SecureMod` on every client in another.
 
-CPU is charged to whoever's code runs. The server sees a client's vector only packed, and nothing outlives its client but what the
-client itself would keep; so what this process holds at its peak is the server's memory, and one client's.
+Devices sign with certificates of a fleet's authority, unless asked not to; updates carry over what rounding took; everything else
+is a job's default. How large changes are is known, as it is after a job's first round.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from shared.secagg.client import Client
-from shared.secagg.fields import Fields
+from coordinator.rounds.exchange import SecureConfig
+from coordinator.rounds.secure_grid import Carried, SecureGrid
+from edge_agent.secure_mod import SecureMod, make_secure_mod
+from shared.clock import SystemClock
+from shared.flower import record_to_numpy, reply_with
 from shared.secagg.graph import Rates
-from shared.secagg.keys import UnsignedIdentity, UnsignedVerifier
-from shared.secagg.masks import apply_masks
-from shared.secagg.packing import lane, pack
-from shared.secagg.policy import Policy
-from shared.secagg.quantize import Update, decode, encode
-from shared.secagg.schema import Schema, array_fields
-from shared.secagg.server import Apply, Round
-from shared.secagg.setup import Group, Setup
-from shared.secagg.terms import CLIPS, GroupTerms, RoundTerms, rotation_of
+from shared.secagg.keys import InsecureWarning, UnsignedIdentity, UnsignedVerifier, Verifier
+from shared.secagg.masks import Mask
+from shared.secagg.messages import RECORD, Phase
+from shared.secagg.packing import Residues, lane
+from shared.secagg.server import Apply
+from shared.signing.certificates import Authority
+from shared.signing.identity import DeviceIdentity, FleetVerifier
+from simulations.benchmarks.two_processes import Handle, Idle, PipeGrid
 
-BITS = 8
-Vectors = Callable[[int], NDArray[np.float32]]  # by seat
+DAY_S = 86_400.0
+Vector = NDArray[np.float32]
 
 
-class Stopwatch:
-    """CPU seconds of this process, by part."""
+def vector_of(client: int, elements: int) -> Vector:
+    """A client's update: the same in every run, and for both sides."""
+    return np.random.default_rng(client).standard_normal(elements, dtype=np.float32)
 
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-        self._since = time.process_time()
 
-    def charge(self, part: str) -> None:
-        now = time.process_time()
-        self.spent[part] = self.spent.get(part, 0.0) + now - self._since
-        self._since = now
+def clients(idle: Idle, count: int, signed: bool) -> tuple[Handle, bytes]:
+    """In the child: `count` devices from 1 on. The greeting is the authority's certificate, or nothing."""
+    warnings.simplefilter("ignore", InsecureWarning)
+    now = SystemClock().now()
+    authority = Authority.create("benchmark", now)
 
-    def skip(self) -> None:
-        """What was done since is nobody's."""
-        self._since = time.process_time()
+    def mod(node: int) -> SecureMod:
+        if not signed:
+            return make_secure_mod(UnsignedIdentity(f"device-{node}"), UnsignedVerifier())
+        identity = DeviceIdentity.create(authority, f"device-{node}", now=now, valid_for_s=DAY_S)
+        return make_secure_mod(identity, FleetVerifier(authority.certificate_der, SystemClock().now))
+
+    def train(message: Message, context: Context) -> Message:
+        with idle():
+            (elements,) = message.content.array_records["arrays"]["w"].shape
+            arrays = ArrayRecord({"w": Array(vector_of(context.node_id, elements))})
+        return reply_with(message, RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}))
+
+    mods = {node: mod(node) for node in range(1, count + 1)}
+    return lambda message, context: mods[context.node_id](message, context, train), authority.certificate_der
+
+
+def stage_of(message: Message) -> str:
+    return str(message.content.config_records[RECORD]["phase"])
+
+
+@dataclass
+class Unmasking:
+    """`apply`, with the masks that it took out of a sum counted, and the seconds of wall time that it took."""
+
+    apply: Apply
+    masks: int = 0
+    took_s: float = 0.0
+
+    def __call__(self, residues: Residues, masks: list[Mask]) -> None:
+        began = time.perf_counter()
+        self.apply(residues, masks)
+        self.took_s, self.masks = time.perf_counter() - began, len(masks)
 
 
 @dataclass(frozen=True)
-class Cost:
-    """CPU seconds a client and of the server, bytes up a client; how many masks the server expanded, and for how many seconds of
-    wall time it worked once the last answer was there.
-    """
+class Round:
+    """What one cost. CPU seconds and bytes of a client that takes part to the end; `unmasking_s` is wall time."""
 
     client_s: float
     server_s: float
     bytes_up: float
-    masks: int = 0
-    finish_s: float = 0.0
+    masks: int
+    unmasking_s: float
+    makes_keys: bool
 
 
+@dataclass
 class Fleet:
-    """`clients` seats with a group's keys for `rounds` rounds. Nobody signs: Flower's clients do not either."""
+    """`count` devices and their server. Close its `grid` when done."""
 
-    def __init__(self, clients: int, rates: Rates, rounds: int) -> None:
-        self._terms = GroupTerms("bench", clients, rounds, rates)
-        self._watch = Stopwatch()
-        self._members = {seat: Client(self._terms, seat, Policy()) for seat in range(1, clients + 1)}
-        self._group, self.setup = self._make()
+    count: int
+    rates: Rates
+    signed: bool = True
 
-    def _make(self) -> tuple[Group, Cost]:
-        watch, verifier, members = self._watch, UnsignedVerifier(), self._members
-        setup = Setup(self._terms, verifier)
-        identities = {seat: UnsignedIdentity(f"device-{seat}") for seat in members}
-        sent = self._each(
-            members, lambda seat, client: client.advertise(identities[seat], os.urandom), setup.add_advert
-        )
-        listed = setup.close_keys()
-        watch.charge("server")
-        if listed is not None:
-            sent += self._each(members, lambda _, client: client.toss(listed), setup.add_coin)
-            setup.close_coins()
-            watch.charge("server")
-        near = {seat: setup.neighbourhood(seat) for seat in members}
-        watch.charge("server")
-        sent += self._each(members, lambda seat, client: client.share(near[seat], verifier, os.urandom), setup.add_deal)
-        group, inboxes = setup.close_shares()
-        watch.charge("server")
-        for seat, client in members.items():
-            members[seat] = client.receive(inboxes[seat])
-        watch.charge("client")
-        count = len(members)
-        return group, Cost(watch.spent["client"] / count, watch.spent["server"], sent / count)
+    def __post_init__(self) -> None:
+        self.grid = PipeGrid(clients, (self.count, self.signed), stage_of)
+        self._verifier: Verifier = UnsignedVerifier()
+        if self.signed:
+            self._verifier = FleetVerifier(self.grid.greeting, SystemClock().now)
+        self.begin(self.rates)
 
-    def round(self, number: int, vectors: Vectors, dropped: frozenset[int], apply: Apply = apply_masks) -> Cost:
-        """Round `number`: `dropped` send no vector. Raises `ArithmeticError` unless the sum is that of the rounded vectors."""
-        watch, members = self._watch, self._members
-        watch.spent.clear()
-        schema = self._schema(number, vectors(1).size)
-        terms = RoundTerms(self._group.binding, number, f"round-{number}", frozenset(members), schema.digest, "inputs")
-        server = Round(self._group, terms, schema)
-        expected, sent = schema.zeros(), 0
-        for seat in members:
-            packed = self._masked(seat, terms, schema, vectors(seat), expected if seat not in dropped else None)
-            if seat in dropped:
-                continue
-            sent += len(packed)
-            watch.skip()
-            server.add_vector(seat, packed)
-            watch.charge("server")
-        counted = server.close_masked()
-        sent += self._each(sorted(counted), lambda _, client: client.confirm(counted), server.add_confirmation)
-        witness = server.close_confirmed()
-        watch.charge("server")
-        masks = len(counted)
+    def begin(self, rates: Rates) -> None:
+        """The next round makes keys anew. How large changes are is known: they are of a unit Gaussian."""
+        self._config = SecureConfig(rates=rates)
+        settings = self._config.settings("train")
+        self._carried = Carried(settings={"train": replace(settings, unit_weight=1.0, scales={"w": 1.0})})
 
-        def reveal(seat: int, client: Client) -> tuple[Client, Any]:
-            nonlocal masks
-            client, found = client.reveal(witness[seat])
-            masks += len(found.pairs)
-            return client, found
+    def round(
+        self, nodes: Sequence[int], elements: int, gone: frozenset[int], apply: Apply, *, after_masking: bool = False
+    ) -> tuple[Round, Vector]:
+        """`gone` fall silent when they are asked for their vectors, or right after they sent them. Also returns the mean.
 
-        sent += self._each(sorted(counted), reveal, server.add_reveal)
-        began = time.perf_counter()
-        if server.close_unmasked():
-            raise ArithmeticError("nobody was silent, and yet shares are asked for")
-        total = server.finish(apply)
-        took = time.perf_counter() - began
-        watch.charge("server")
-        low = total.dtype.type((1 << schema.modulus_bits) - 1)
-        if not np.array_equal(total & low, expected & low):
-            raise ArithmeticError("the sum is not that of the rounded vectors")
-        watch.skip()
-        decode(schema, total, len(counted))
-        watch.charge("server")
-        return Cost(watch.spent["client"] / len(members), watch.spent["server"], sent / len(counted), masks, took)
-
-    def _schema(self, number: int, elements: int) -> Schema:
-        rotation = rotation_of(f"round-{number}").hex()
-        fields = array_fields({"w": np.empty(elements, np.float32)}, [1.0])
-        return Schema(len(self._members), BITS, 1, (), fields, clip=CLIPS[BITS], rotation=rotation)
-
-    def _masked(
-        self, seat: int, terms: RoundTerms, schema: Schema, vector: NDArray[np.float32], expected: Any
-    ) -> bytes:
-        """A client's work from its float vector on; its rounded vector is added to `expected`, which is nobody's work."""
-        watch, base = self._watch, {"w": np.zeros_like(vector)}
-        watch.skip()
-        residues, _ = encode(schema, Update(1, {}, {"w": vector}, base), os.urandom, feedback=False)
-        watch.charge("client")
-        if expected is not None:
-            expected += residues
-        watch.skip()
-        self._members[seat] = self._members[seat].mask(terms, residues)
-        packed = pack(residues, schema.modulus_bits)
-        watch.charge("client")
-        return packed
-
-    def _each(
-        self,
-        seats: Iterable[int],
-        act: Callable[[int, Client], tuple[Client, Any]],
-        take: Callable[[Any], None],
-    ) -> int:
-        """Every client's part of a phase, then the server's taking of it. Returns the bytes that were sent up."""
-        answers = []
-        self._watch.skip()
-        for seat in seats:
-            self._members[seat], answer = act(seat, self._members[seat])
-            answers.append(answer)
-        self._watch.charge("client")
-        sent = sum(bytes_of(answer.to_fields()) for answer in answers)
-        self._watch.skip()
-        for answer in answers:
-            take(answer)
-        self._watch.charge("server")
-        return sent
+        Raises `RoundAborted` where there is none.
+        """
+        grid, unmasking = self.grid, Unmasking(apply)
+        grid.begin(Phase.CONFIRMED if after_masking else Phase.MASKED, gone)
+        secure = SecureGrid(grid, self._config, self._verifier, carried=self._carried, apply=unmasking)
+        model = ArrayRecord({"w": Array(np.zeros(elements, np.float32))})
+        messages = [secure.create_message(RecordDict({"arrays": model}), "train", node, "1") for node in nodes]
+        began = time.process_time()
+        (reply,) = secure.send_and_receive(messages)
+        server_s = time.process_time() - began - grid.own_s
+        mean = record_to_numpy(reply.content.array_records["arrays"])["w"]
+        made = Phase.KEYS in grid.stages
+        return Round(grid.client_s, server_s, grid.bytes_up, unmasking.masks, unmasking.took_s, made), mean
 
 
 def keystream_s(length: int, bits: int) -> float:
@@ -194,14 +146,3 @@ def keystream_s(length: int, bits: int) -> float:
                 cipher.update_into(part, part)
         spent.append((time.process_time() - start) / 8)
     return sorted(spent)[2]
-
-
-def bytes_of(fields: Fields) -> int:
-    """Of an answer, without any transport's framing."""
-    return sum(map(size_of, fields.values()))
-
-
-def size_of(value: Any) -> int:
-    if isinstance(value, Iterable) and not isinstance(value, bytes | str):
-        return sum(map(size_of, value))
-    return len(value) if isinstance(value, bytes | str) else 8
