@@ -8,10 +8,9 @@ with code `REFUSED`; the app's own exceptions pass through.
 
 Between phases the client's keys rest in `context.state`, one record a group, because Flower may start a process for each
 message. A round's keys are gone when it has what it needs, a group's when its rounds are used up, when the app fails to read
-its shares, and when `kept_groups` newer groups have begun. What rounding took from an update rests there too; once the update
-is counted, it is added to the run's next. Where the server sends only what changed of a model, the one that it changed from rests
-there as well (`held_model`). On Flower's own SuperNode that state also lies in the SuperNode's memory: who reads
-it reads this device's keys, and the shares it holds for its peers.
+its shares, and when `kept_groups` newer groups have begun. What rounding took from an update rests there too (`residuals`), and
+where the server sends only what changed of a model, the one that it changed from (`held_model`). On Flower's own SuperNode that
+state also lies in the SuperNode's memory: who reads it reads this device's keys, and the shares it holds for its peers.
 
 What a differentially private round costs is in the device's ledger before noise is drawn, once: asked for the same round again,
 the device refuses.
@@ -21,9 +20,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from edge_agent import held_model
+from edge_agent import held_model, residuals
 from edge_agent.ledger import Epochs, Ledgers
 from shared.errors import DigestMismatch, FalseShares, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
 from shared.flower import REFUSED, inputs_digest, pack_bytes, record_to_numpy, reply_error, reply_with, with_content
@@ -53,10 +52,8 @@ from shared.secagg.terms import GroupTerms, RoundTerms, Settings, from_bitmap, r
 
 Next = Callable[[Message, Context], Message]
 SECURED = ("train", "evaluate")
-MOST_RUNS = 4  # that keys and leftovers are kept for
+MOST_RUNS = 4  # that keys are kept for
 GROUP = f"{RECORD}.group."  # and a run's id and a group's: a client's keys, good for that run only
-PENDING = f"{RECORD}.pending."  # and the same two: what rounding took from the update that its last round masked …
-OWED = f"{RECORD}.owed."  # and a run's id: … and from all that were counted before
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class SecureMod:
             raise Malformed(f"the record {RECORD!r} is not a ConfigRecord")
         fields: Fields = dict(record)
         read = Reader(fields, "a secure aggregation message")
-        group, phase = _named(context, read.text("group_id")), read.text("phase")
+        group, phase = _named(context, read.identifier("group_id")), read.text("phase")
         if phase == Phase.MASKED:
             return self._masked(message, context, call_next, fields, group)
         try:
@@ -162,21 +159,23 @@ class SecureMod:
         found = inputs_digest(inputs, message_type=kind, client_app=app, run_config=context.run_config)
         terms, schema = _agreed(fields, client, settings, base, found)
         client.check_round(terms)
+        feedback = settings.feedback and training
+        counted = Reader(fields, "the terms of a round").identifier("counted_round") if feedback else ""
         held_model.keep(inputs, fields, group, context)
         charge = self._charge(settings, schema, client.terms, terms.round_id, context, training=training)
         before = self._checked(charge)
         reply = call_next(with_content(message, inputs), context)
         if reply.has_error():
             return reply
-        update = _update(reply.content, settings, base, context, training=training)
+        owed = residuals.owed(counted, base, context)
+        update = _update(reply.content, settings, base, owed, training=training)
         if charge and self._ledgers:
             self._ledgers.spend(charge, before | self._ledgers.epochs())
-        residues, owed = encode(schema, update, self._entropy, feedback=settings.feedback and training)
+        residues, left = encode(schema, update, self._entropy, feedback=feedback)
         client = client.mask(terms, residues)
         _store(context, client)
-        context.state.pop(f"{PENDING}{group}", None)
-        if owed:
-            context.state[f"{PENDING}{group}"] = ArrayRecord({name: Array(array) for name, array in owed.items()})
+        if training:
+            residuals.keep(counted, terms.round_id, left, context)
         return _vector_reply(message, pack(residues, schema.modulus_bits))
 
     def _charge(
@@ -210,9 +209,6 @@ class SecureMod:
         counted = from_bitmap(Reader(fields, "who is counted").blob("counted"), client.terms.clients)
         client, confirmation = client.confirm(counted)
         _store(context, client)
-        left = context.state.pop(f"{PENDING}{group}", None)
-        if isinstance(left, ArrayRecord):  # the update is in the sum
-            self._owe(context, left)
         return confirmation.to_fields()
 
     def _unmasked(self, fields: Fields, group: str, context: Context) -> Fields:
@@ -243,12 +239,6 @@ class SecureMod:
                 "this device has no keys for this group: it never joined, has finished, or was restarted"
             )
         return Client.from_fields(dict(record), self._policy.client)
-
-    def _owe(self, context: Context, left: ArrayRecord) -> None:
-        context.state.pop(f"{OWED}{context.run_id}", None)
-        for run in _oldest(context, OWED, MOST_RUNS - 1):
-            del context.state[f"{OWED}{run}"]
-        context.state[f"{OWED}{context.run_id}"] = left
 
 
 def make_secure_mod(
@@ -288,7 +278,6 @@ def _store(context: Context, client: Client) -> None:
 
 def _forget(context: Context, group: str) -> None:
     context.state.pop(_slot(group), None)
-    context.state.pop(f"{PENDING}{group}", None)
     held_model.forget(group, context)
 
 
@@ -303,7 +292,7 @@ def _agreed(fields: Fields, client: Client, settings: Settings, base: Arrays, in
     else.
     """
     read = Reader(fields, "the terms of a round")
-    round_id = read.text("round_id")
+    round_id = read.identifier("round_id")
     present = from_bitmap(read.blob("present"), client.terms.clients)
     schema = settings.schema(client.terms.clients, base, rotation_of(round_id))
     if schema.digest != read.text("schema_digest"):
@@ -313,22 +302,13 @@ def _agreed(fields: Fields, client: Client, settings: Settings, base: Arrays, in
     return RoundTerms(client.binding, read.integer("number"), round_id, present, schema.digest, inputs), schema
 
 
-def _update(content: RecordDict, settings: Settings, base: Arrays, context: Context, *, training: bool) -> Update:
+def _update(content: RecordDict, settings: Settings, base: Arrays, owed: Arrays, *, training: bool) -> Update:
     """What the app answered. In a private round neither its weight nor its metrics are looked at: each device counts once."""
     arrays = _arrays(content, "reply") if training else {}
     if settings.privacy:
         return Update(1, {}, arrays, base)
     weight, metrics = _metrics(content, settings.weight_key)
-    return Update(weight, metrics, arrays, base, _owed(context, base) if settings.feedback else {})
-
-
-def _owed(context: Context, base: Arrays) -> Arrays:
-    """What earlier roundings took, of arrays that still have the shape that they had."""
-    record = context.state.get(f"{OWED}{context.run_id}")
-    if not isinstance(record, ArrayRecord):
-        return {}
-    found = record_to_numpy(record)
-    return {name: array for name, array in found.items() if name in base and base[name].shape == array.shape}
+    return Update(weight, metrics, arrays, base, owed)
 
 
 def _without_record(content: RecordDict) -> RecordDict:

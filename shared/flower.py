@@ -2,13 +2,14 @@
 
 Flower's internals move between minor versions: `flwr==1.41.*` is pinned and `tests/unit/test_flower.py` checks each name used here.
 
-A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8, everything else as JSON in the header. Nothing is
-pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal bytes, so a round's global weights are one blob.
+A `RecordDict` travels as one safetensors blob: array bytes as tensors of uint8, all values that are bytes, end to end, as one more,
+everything else as JSON in the header. Nothing is pickled, an `Array`'s `stype` is carried opaquely, and equal records give equal
+bytes, so a round's global weights are one blob.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ _NPY = re.compile(
     rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n",
     re.DOTALL,
 )
+_VALUES = "values"  # the tensor of those that are bytes
 _KINDS: dict[str, type[MetricRecord] | type[ConfigRecord]] = {"metrics": MetricRecord, "config": ConfigRecord}
 
 
@@ -181,7 +183,8 @@ def arrays_to_safetensors(record: ArrayRecord) -> bytes:
 def encode_records(records: RecordDict) -> bytes:
     """One self-describing blob. Raises `Malformed` for a record type Flower does not define."""
     layout: list[dict[str, Any]] = []
-    tensors: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+    tensors: dict[str, NDArray[np.uint8]] = {}
+    values: list[bytes] = []
     for name, record in records.items():
         if isinstance(record, ArrayRecord):
             arrays = []
@@ -191,9 +194,11 @@ def encode_records(records: RecordDict) -> bytes:
             layout.append({"name": name, "kind": "arrays", "arrays": arrays})
         elif isinstance(record, MetricRecord | ConfigRecord):
             kind = "metrics" if isinstance(record, MetricRecord) else "config"
-            layout.append({"name": name, "kind": kind, "values": {k: _to_json(v) for k, v in record.items()}})
+            layout.append({"name": name, "kind": kind, "values": {k: _to_json(v, values) for k, v in record.items()}})
         else:
             raise Malformed(f"cannot send a {type(record).__name__}")
+    if data := b"".join(values):
+        tensors[_VALUES] = np.frombuffer(data, dtype=np.uint8)
     return save_tensors(tensors, metadata={"records": json.dumps(layout)})
 
 
@@ -204,20 +209,16 @@ def decode_records(blob: bytes, digest: Digest | None = None) -> RecordDict:
     """
     try:
         layout, tensors = _open(blob)
-        records = RecordDict()
+        records, values = RecordDict(), _Values(tensors.pop(_VALUES, memoryview(b"")))
         for index, entry in enumerate(layout):
-            _check_name(entry["name"])
+            _check_name(entry["name"], records)
             if entry["kind"] == "arrays":
-                records[entry["name"]] = ArrayRecord(
-                    {
-                        key: Array(dtype, tuple(shape), stype, bytes(tensors[f"{index}/{place}"]))
-                        for place, (key, dtype, shape, stype) in enumerate(entry["arrays"])
-                        if _check_name(key)
-                    }
-                )
+                records[entry["name"]] = _arrays(entry["arrays"], index, tensors)
             else:
-                values = {key: _from_json(value) for key, value in entry["values"].items() if _check_name(key)}
-                records[entry["name"]] = _KINDS[entry["kind"]](values)
+                found = {key: _from_json(value, values) for key, value in entry["values"].items() if _check_name(key)}
+                records[entry["name"]] = _KINDS[entry["kind"]](found)
+        if tensors or values.left:
+            raise ValueError("bytes that belong to no value")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Malformed("not a record blob", detail=clean_text(str(error), 200)) from error
     if digest is not None and len(records) == 1:
@@ -273,18 +274,44 @@ def _open(blob: bytes) -> tuple[Any, dict[str, memoryview]]:
     return layout, tensors
 
 
-def _to_json(value: Any) -> Any:
+def _arrays(rows: Any, index: int, tensors: dict[str, memoryview]) -> ArrayRecord:
+    """The arrays of the record in place `index`, whose tensors are taken out."""
+    arrays: dict[str, Array] = {}
+    for place, (key, dtype, shape, stype) in enumerate(rows):
+        _check_name(key, arrays)
+        arrays[key] = Array(dtype, tuple(shape), stype, bytes(tensors.pop(f"{index}/{place}")))
+    return ArrayRecord(arrays)
+
+
+class _Values:
+    """Values that are bytes, end to end; each is taken out once, in the order in which they were put."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.left = data
+
+    def take(self, size: Any) -> bytes:
+        if type(size) is not int or not 0 <= size <= len(self.left):
+            raise ValueError("a value that is longer than what there is")
+        taken, self.left = bytes(self.left[:size]), self.left[size:]
+        return taken
+
+
+def _to_json(value: Any, values: list[bytes]) -> Any:
+    """Bytes are put at the end of `values`; how long they are stands for them."""
     if isinstance(value, bytes):
-        return {"hex": value.hex()}
+        values.append(value)
+        return {"bytes": len(value)}
     if isinstance(value, list) and value and isinstance(value[0], bytes):
-        return {"hexes": [item.hex() for item in value]}
+        values.extend(value)
+        return {"bytes": [len(item) for item in value]}
     return value
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: Any, values: _Values) -> Any:
     """Raises `ValueError` for what the rest of the system cannot hold: a database, a float, UTF-8."""
     if isinstance(value, dict):
-        return bytes.fromhex(value["hex"]) if "hex" in value else [bytes.fromhex(item) for item in value["hexes"]]
+        sizes = value["bytes"]
+        return [values.take(size) for size in sizes] if isinstance(sizes, list) else values.take(sizes)
     for item in value if isinstance(value, list) else (value,):
         if isinstance(item, str):
             item.encode()
@@ -293,8 +320,8 @@ def _from_json(value: Any) -> Any:
     return value
 
 
-def _check_name(name: str) -> bool:
-    """Names reach logs, tables and terminals. Raises `ValueError` for one that should not."""
-    if not is_clean(name, MAX_NAME):
-        raise ValueError("a name that cannot be printed")
+def _check_name(name: str, taken: Container[str] = ()) -> bool:
+    """Names reach logs, tables and terminals. Raises `ValueError` for one that should not, or is `taken`."""
+    if not is_clean(name, MAX_NAME) or name in taken:
+        raise ValueError("a name that cannot be printed, or comes twice")
     return True

@@ -16,7 +16,7 @@ from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, Traffic
 from coordinator.rounds.privacy import SPENT, detail_of, ledger_of, with_spend
 from coordinator.rounds.round import DeviceRow, Event, Outcome, RoundRow
-from coordinator.rounds.secure_grid import Carried, SecureGrid
+from coordinator.rounds.secure_grid import AppRun, Carried, SecureGrid
 from coordinator.rounds.shelf import GlobalState, Shelf
 from coordinator.rounds.states import RoundState, advance
 from coordinator.rounds.strategies import load_state, restore_dtypes, secure_config
@@ -192,10 +192,8 @@ class Attempt:
     def _exchange_grid(self, observer: ExchangeObserver | None) -> Grid:
         if not self._spec.secure.enabled:
             return self._grid
-        config, app = secure_config(self._spec), self._spec.client_app
-        return SecureGrid(
-            self._grid, config, self._bench.verifier, observer=observer, client_app=app, carried=self._carried
-        )
+        config, app = secure_config(self._spec), AppRun(self._spec.client_app)
+        return SecureGrid(self._grid, config, self._bench.verifier, app=app, observer=observer, carried=self._carried)
 
     def _prepare(self, messages: list[Message], model_json: str) -> None:
         """In order of node, since sums of floats depend on it; with the model's description, if there is one."""

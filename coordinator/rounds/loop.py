@@ -112,6 +112,7 @@ class JobLoop:
         last = tried + spec.selection.max_attempts
         for attempt in range(tried + 1, last + 1):
             row = RoundRow(job.id, number, attempt, RoundState.PLANNED, self._bench.clock.now())
+            counted = running.carried.counted
             attempted = Attempt(self._bench, spec, _ask(running, job, number), row, running.carried)
             try:
                 done = self._attempt(running, attempted, job, state)
@@ -120,6 +121,7 @@ class JobLoop:
             except Unavailable:
                 raise  # perhaps the store: what is open is abandoned when it is back
             except Exception as error:
+                running.carried.counted = counted  # a sum that it came to is not used
                 reason = self._ended(running, job, attempted, error)
                 cancellation.check()
                 if not isinstance(error, _WORTH_ANOTHER_TRY):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from coordinator.rounds.broadcasts import Broadcast, next_broadcast
-from coordinator.rounds.exchange import Outcome, Summary
+from coordinator.rounds.exchange import Fate, Outcome, Summary
 from coordinator.rounds.secure_group import Asked, GroupExchange, Work
 from shared.errors import RoundAborted, ShoalError, Unsupported
 from shared.flower import inputs_digest, record_to_numpy, reply_for_all
@@ -47,7 +47,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         ordered = sorted(self.batch, key=lambda message: message.metadata.dst_node_id)
-        self._deadline = None if self.timeout is None else self.grid.clock.monotonic() + self.timeout
+        self._deadline = None if self.timeout is None else self.grid.sources.clock.monotonic() + self.timeout
         self._work = _work(self.grid, ordered)
         self._drawn = self.grid.draw([message.metadata.dst_node_id for message in ordered])
         parts = [
@@ -75,6 +75,9 @@ class Exchange:
         self.grid.carried.settings[self._work.category] = settings
         self.grid.carried.drawn = self._drawn.after([running.exchange for running in self._groups])
         self._close(weight=sum(total.weight for total in totals))
+        if self._work.category == "train":
+            counted = [node for node, outcome in self._outcomes().items() if outcome.fate is Fate.COUNTED]
+            self.grid.carried.counted = {**self.grid.carried.counted, **dict.fromkeys(counted, self._work.round_id)}
         return [reply_for_all(item.first, self._mean(item.total)) for item in self._groups if item.total is not None]
 
     # ---- the groups side by side
@@ -133,7 +136,7 @@ class Exchange:
 
     def _budget(self, phase: Phase) -> float:
         """Seconds that a phase may take. Raises `RoundAborted` when none are left."""
-        left = float("inf") if self._deadline is None else self._deadline - self.grid.clock.monotonic()
+        left = float("inf") if self._deadline is None else self._deadline - self.grid.sources.clock.monotonic()
         if left <= 0:
             raise RoundAborted(
                 f"the exchange ran out of time before the phase {phase}: allow more, or select fewer devices"
@@ -188,7 +191,7 @@ def _work(grid: "SecureGrid", messages: list[Message]) -> Work:
         _common_inputs(contents, messages[0], grid)
         contents = [broadcast.whole_of(contents[0])]
     inputs = _common_inputs(contents, messages[0], grid)
-    return Work(grid.ids(), category, settings, inputs, name, base, broadcast)
+    return Work(grid.sources.ids(), category, settings, inputs, name, base, broadcast)
 
 
 def _broadcast(grid: "SecureGrid", message: Message) -> Broadcast | None:
@@ -210,8 +213,11 @@ def _only_arrays(message: Message) -> tuple[str, Arrays]:
 
 def _common_inputs(contents: list[RecordDict], asked: Message, grid: "SecureGrid") -> str:
     """The digest of what every device gets. Raises `Unsupported` unless it is one and the same."""
-    kind, app, config = asked.metadata.message_type, grid.client_app, grid.run_config
-    found = {inputs_digest(item, message_type=kind, client_app=app, run_config=config) for item in contents}
+    kind, app = asked.metadata.message_type, grid.app
+    found = {
+        inputs_digest(item, message_type=kind, client_app=app.client_app, run_config=app.run_config)
+        for item in contents
+    }
     if len(found) != 1:
         raise Unsupported(
             "secure aggregation sends the same arrays and settings to every device: answers to others have no common mean"

@@ -33,11 +33,9 @@ from coordinator.rounds.broadcasts import Broadcast
 from coordinator.rounds.exchange import ExchangeObserver, NullObserver, SecureConfig
 from coordinator.rounds.secure_exchange import SECURED, Exchange, category_of
 from coordinator.rounds.secure_group import GroupExchange, MadeGroup
-from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.clock import Clock, SystemClock
 from shared.errors import Unsupported
 from shared.secagg.keys import Verifier
-from shared.secagg.server import Apply
 from shared.secagg.shamir import Entropy
 from shared.secagg.terms import Settings
 
@@ -81,13 +79,16 @@ class Drawn:
 
 @dataclass
 class Carried:
-    """What one exchange leaves to the next: groups, with keys for more rounds, how large elements are, by kind of exchange, and the
-    model that devices were given last.
+    """What one exchange of a run leaves to the next: groups, with keys for more rounds, how large elements are, by kind of
+    exchange, the model that devices were given last, and by node id the last round of training that counted a device.
+
+    Devices go by `counted` to know what they owe (`edge_agent.residuals`): whoever does not use a sum puts back what it was.
     """
 
     drawn: Drawn | None = None
     settings: dict[str, Settings] = field(default_factory=dict)
     broadcast: Broadcast | None = None
+    counted: Mapping[int, str] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -99,14 +100,32 @@ class Streaming(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class AppRun:
+    """What the devices run, under the name that their secure mods were given, and the settings of the run, which Flower's own
+    engines hand to both apps (`context.run_config`). Devices agree on both.
+    """
+
+    client_app: str = ""
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Time and chance. `shuffle` puts devices in the order in which they are dealt into groups; `entropy` is for noise of the
+    server's.
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    ids: Callable[[], str] = new_id
+    shuffle: grouping.Shuffle = shuffled
+    entropy: Entropy = os.urandom
+
+
 class SecureGrid(Grid):
     """Wraps `inner`. `send_and_receive` raises `RoundAborted` when there is no sum, `Unsupported` for what cannot be one.
 
-    `client_app` is what the devices run, under the name that their secure mods were given, and `run_config` the settings of the
-    run, which Flower's own engines hand to both apps (`context.run_config`): parts of what devices agree on. `apply` adds masks to
-    a sum: by default on every core that the process may use. `carried` outlives this object where a job makes one for each
-    exchange. `shuffle` puts devices in a random order, in which they are dealt into groups. `entropy` is for noise that the server
-    adds.
+    `carried` outlives this object where a job makes one for each exchange.
     """
 
     def __init__(
@@ -115,28 +134,18 @@ class SecureGrid(Grid):
         config: SecureConfig,
         verifier: Verifier,
         *,
+        app: AppRun | None = None,
         observer: ExchangeObserver | None = None,
-        clock: Clock | None = None,
-        ids: Callable[[], str] = new_id,
-        client_app: str = "",
-        run_config: Mapping[str, Any] | None = None,
         carried: Carried | None = None,
-        apply: Apply = apply_masks_on_all_cores,
-        shuffle: grouping.Shuffle = shuffled,
-        entropy: Entropy = os.urandom,
+        sources: Sources | None = None,
     ) -> None:
         self.inner = inner
         self.config = config
         self.verifier = verifier
+        self.app = app or AppRun()
         self.observer = observer or NullObserver()
-        self.clock = clock or SystemClock()
-        self.ids = ids
-        self.client_app = client_app
-        self.run_config = dict(run_config or {})
-        self.apply = apply
-        self.entropy = entropy
         self.carried = carried or Carried()
-        self.shuffle = shuffle
+        self.sources = sources or Sources()
 
     def set_run(self, run: Any) -> None:
         self.inner.set_run(run)
@@ -190,4 +199,4 @@ class SecureGrid(Grid):
         if drawn is not None and drawn.serves(nodes, config.min_group):
             return drawn
         count = grouping.how_many(len(nodes), config.groups, config.min_group)
-        return Drawn(grouping.split(nodes, count, self.shuffle), (None,) * count, config.group_rounds)
+        return Drawn(grouping.split(nodes, count, self.sources.shuffle), (None,) * count, config.group_rounds)

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from coordinator.rounds.broadcasts import Broadcast
 from coordinator.rounds.exchange import Fate, Outcome
+from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from coordinator.rounds.validate import LASTING, REJECTIONS
 from shared.errors import LocalError, Malformed, PeerError, ProtocolError, RoundAborted
 from shared.flower import APP_RAISED, like, unpack_bytes
@@ -179,7 +180,7 @@ class GroupExchange:
             raise RoundAborted(f"{len(nodes)} devices were selected, {config.quorum(len(nodes))} are needed")
         rates = config.rates_in(len(nodes))
         derive(len(nodes), rates)  # raises where no graph bears the rates, before any device is asked
-        terms = GroupTerms(self._grid.ids(), len(nodes), self._rounds, rates)
+        terms = GroupTerms(self._grid.sources.ids(), len(nodes), self._rounds, rates)
         setup = Setup(terms, self._grid.verifier)
         seats = {node: seat for seat, node in enumerate(nodes, start=1)}
         try:
@@ -221,8 +222,8 @@ class GroupExchange:
         try:
             yield from self._masked(made, server, ask, settings)
             yield from self._unmask(server, ask, clients)
-            summed = server.finish(self._grid.apply)
-            central = central_noise(noise, self._grid.entropy) if noise else None
+            summed = server.finish(apply_masks_on_all_cores)
+            central = central_noise(noise, self._grid.sources.entropy) if noise else None
             total = decode(schema, summed, len(server.counted), central)
         finally:
             self._blame(server.false_dealers, made.seats)
@@ -320,6 +321,7 @@ class GroupExchange:
             content, sent = request.content, self._work.broadcast
             if sent is not None:
                 content, said = sent.for_holder(content, self._held.get(node, 0))
+            said = {**said, "counted_round": self._grid.carried.counted.get(node, "")}
         record = ConfigRecord({**fields, **said, "phase": str(phase)})
         return like(request, RecordDict({**content, RECORD: record}))
 

@@ -1,8 +1,8 @@
 """What a trainer does, wherever it runs: a Flower message through a registered app behind the secure mod. Blocking.
 
 The mod is always there: a task that demands secure aggregation is refused unless its reply is masked, whatever app it names. Each
-(app, node) keeps one Flower `Context` while the trainer lives. Its state holds keys of rounds under way, so it is never written
-to disk; what an app wants to keep it writes into its own state folder.
+(app, node) keeps one Flower `Context` while the trainer lives, or until `MOST_CONTEXTS` others were used after it. Its state holds
+keys of rounds under way, so it is never written to disk; what an app wants to keep it writes into its own state folder.
 """
 
 import time
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 INLINE_BYTES = 4096
+MOST_CONTEXTS = 8  # a device has one node id, and few apps at a time
 Mod = Callable[..., Any]
 
 
@@ -140,7 +141,8 @@ class Worker:
         from flwr.app import Context, RecordDict
 
         key = (task.client_app, task.node_id)
-        if key not in self._contexts:
+        context = self._contexts.pop(key, None)
+        if context is None:
             state_dir = self._settings.state / task.client_app
             state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             node_config: dict[str, Any] = {
@@ -148,8 +150,10 @@ class Worker:
                 "state_dir": str(state_dir),
                 "device": self._settings.device,
             }
-            self._contexts[key] = Context(task.run_id, task.node_id, node_config, RecordDict(), {})
-        context = self._contexts[key]
+            context = Context(task.run_id, task.node_id, node_config, RecordDict(), {})
+        self._contexts[key] = context  # the last one used comes last
+        for oldest in list(self._contexts)[:-MOST_CONTEXTS]:
+            del self._contexts[oldest]
         context.run_id = task.run_id
         return context
 

@@ -12,6 +12,7 @@ FieldValue = int | float | str | bytes | list[int] | list[float] | list[bool] | 
 Fields = Mapping[str, FieldValue]
 
 MAX_ROWS = 1 << 16
+MAX_ID = 200  # characters, of what a peer names a group or a round
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -61,6 +62,13 @@ class Reader:
 
     def text(self, name: str) -> str:
         return self._text(name, self._get(name, str))
+
+    def identifier(self, name: str) -> str:
+        """Text that is short enough to be a name of something that is kept."""
+        value = self.text(name)
+        if len(value) > MAX_ID:
+            raise Malformed(f"{self._what} lack a valid {name!r}")
+        return value
 
     def _text(self, name: str, value: str) -> str:
         try:

@@ -51,9 +51,9 @@ class Update:
 
 @dataclass(frozen=True)
 class Total:
-    """What a sum says: how many, how much they weigh together, weighted means (arrays as changes, of float32 or float64), the share of elements
-    clipped, and the mean size of what a device had to send, by float array, in weight times the array's unit. Of a private sum: how
-    many, each of weight 1, and means.
+    """What a sum says: how many, how much they weigh together, weighted means (arrays as changes, in float32 or float64), the share
+    of elements clipped, and the mean size of what a device had to send, by float array, in weight times the array's unit. Of a
+    private sum: how many, each of weight 1, and means.
     """
 
     count: int

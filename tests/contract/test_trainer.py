@@ -83,7 +83,7 @@ def softmax(epochs: int) -> Piece:
 
 def endless(settings: WorkerSettings) -> LocalTask:
     """Training that takes longer than these tests wait."""
-    DataStore(settings.data).ingest(*examples(500))
+    DataStore(settings.data).ingest(*examples(2000))
     return task(softmax(1000), app="softmax")
 
 
@@ -161,9 +161,9 @@ async def test_a_task_over_its_deadline_is_ended_and_the_next_one_runs(
     trainer: TrainerPort, settings: WorkerSettings
 ) -> None:
     await trainer.run(task(Piece(inline=encode_records(arrays(1)))))  # so that it is up
-    outcome = await trainer.run(replace(endless(settings), timeout_s=0.3))
+    outcome = await trainer.run(replace(endless(settings), timeout_s=0.1))
     assert outcome.error_code == NODE_UNAVAILABLE
-    assert "0.3 s" in outcome.error_reason
+    assert "0.1 s" in outcome.error_reason
     if isinstance(trainer, ProcessTrainer):  # a thread cannot be stopped, so there the next task would wait for it
         assert (await trainer.run(task(Piece(inline=encode_records(arrays(1))), number=2))).error_code == 0
 
@@ -171,7 +171,7 @@ async def test_a_task_over_its_deadline_is_ended_and_the_next_one_runs(
 async def test_a_task_that_nobody_waits_for_is_stopped(trainer: TrainerPort, settings: WorkerSettings) -> None:
     await trainer.run(task(Piece(inline=encode_records(arrays(1)))))  # so that it is up
     running = asyncio.create_task(trainer.run(endless(settings)))
-    await asyncio.wait([running], timeout=0.2)
+    await asyncio.wait([running], timeout=0.1)
     assert not running.done()
     async with asyncio.timeout(5):
         running.cancel()

@@ -5,6 +5,7 @@ the wire or out of storage, a device answers or refuses, and a server takes it o
 """
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -162,6 +163,46 @@ def fuzz_records(data: bytes) -> None:
         return
     again = decode_records(encode_records(records))
     assert list(again) == list(records)
+    assert encode_records(again) == encode_records(records)
+    assert sum(map(len, _strings(records))) == len(data) - _header(data), "bytes that are of no value, or of two"
+
+
+def fuzz_layout(data: bytes) -> None:
+    """The same, where what the header says of the records, or of where their bytes are, is damaged."""
+    source = Source(data)
+    blob = encode_records(source.choose(_steps()).request)
+    header = json.loads(blob[8 : _header(blob)])
+    layout = json.loads(header["__metadata__"]["records"])
+    entry = source.choose(layout)
+    if entry["kind"] == "arrays" and source.below(2):
+        entry["arrays"] = source.damage(entry["arrays"])
+    elif entry["kind"] == "config":
+        sizes = [value for value in entry["values"].values() if isinstance(value, dict)]
+        if sizes and source.below(2):
+            size = source.choose(sizes)
+            size["bytes"] = source.damage(size["bytes"])
+        entry["values"] = source.damaged(entry["values"])
+    if source.below(4) == 1:
+        layout = source.damage(layout)
+    header["__metadata__"] = {"records": json.dumps(layout, default=_size)}
+    head = json.dumps(source.damaged(header), default=_size).encode()
+    fuzz_records(len(head).to_bytes(8, "little") + head + blob[_header(blob) :])
+
+
+def _size(value: bytes) -> Any:
+    return {"bytes": len(value)}
+
+
+def _header(blob: bytes) -> int:
+    return 8 + int.from_bytes(blob[:8], "little")
+
+
+def _strings(records: RecordDict) -> list[bytes]:
+    """All that is bytes in records."""
+    arrays = [array.data for record in records.array_records.values() for array in record.values()]
+    values = [value for record in records.config_records.values() for value in record.values()]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [*arrays, *(item for item in items if isinstance(item, bytes))]
 
 
 def fuzz_rates(data: bytes) -> None:

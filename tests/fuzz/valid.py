@@ -133,6 +133,7 @@ def _round(play: _Play, group: Group, inboxes: dict[int, Inbox]) -> None:
         "present": present,
         "schema_digest": schema.digest,
         "inputs_digest": digest,
+        "counted_round": "",
     }
     complaint = Complaint(tuple(inboxes[SEAT].boxes)[:1])
     ask: Callable[[Client], Any] = lambda client: (client.receive(inboxes[SEAT]), complaint)  # noqa: E731

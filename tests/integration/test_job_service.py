@@ -8,10 +8,13 @@ from safetensors.numpy import load, save
 
 from coordinator.rounds.round import Outcome
 from coordinator.rounds.states import JobState
-from shared.errors import Unsupported
+from shared.errors import StorageFull, Unsupported
 from shared.ids import DeviceId
 from shared.learning.spec import ModelSpec
-from tests.job_place import SMALLER, Place
+from shared.secagg.messages import RECORD, Phase
+from shared.session import RunTask
+from tests.job_place import SMALLER, FaultyStore, Place
+from tests.memory_fleet import MemoryAgent
 from tests.protocol.secagg.appgrid import START
 
 LINEAR = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"]
@@ -61,6 +64,26 @@ def test_keys_are_made_for_as_many_rounds_as_the_job_says(place: Place) -> None:
 
     made = [event.round for event in place.store.events(job.id) if event.kind == "KEYS"]
     assert made == [1, 4]
+
+
+def test_devices_are_told_which_round_of_the_job_counted_them_last_and_of_none_that_was_abandoned(place: Place) -> None:
+    """What they still owe is of that round: the sum of an abandoned one is not in the model."""
+    told: list[tuple[str, str]] = []
+
+    def note(agent: MemoryAgent, task: RunTask) -> None:
+        record = agent._content(task.parts).config_records[RECORD]
+        if record["phase"] == Phase.MASKED:
+            told.append((str(record["round_id"]), str(record["counted_round"])))
+
+    place.fleet.agents[1].before = note
+    store = FaultyStore(place.store, ("commit", 2, ""), StorageFull("the disk is full"))
+    service = place.start_service(store)
+    job = service.wait(service.submit(place.toml(rounds=3, secure=True)).id, 60.0)
+
+    assert (job.state, store.failures) == (JobState.COMPLETED, 1), job.reason
+    (first, abandoned, second, third), counted = zip(*told, strict=True)
+    assert counted == ("", first, first, second)
+    assert len({first, abandoned, second, third}) == 4
 
 
 @pytest.mark.parametrize("strategy", LINEAR)

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from coordinator.rounds.exchange import SecureConfig
-from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.secure_grid import AppRun, SecureGrid
 from edge_agent.config import Home
 from edge_agent.ledger import FileLedgers
 from edge_agent.link.credentials import store_identity
@@ -218,7 +218,7 @@ async def test_three_trainers_add_up_in_secret(tmp_path: Path, authority: Author
     inner = TrainerGrid(trainers, asyncio.get_running_loop())
     metrics = {"train_loss": (0.0, 100.0), "eval_acc_before": (0.0, 1.0), "eval_loss_before": (0.0, 100.0)}
     verifier = FleetVerifier(authority.certificate_der, SystemClock().now)
-    grid = SecureGrid(inner, SecureConfig(train_metrics=metrics), verifier, client_app="softmax")
+    grid = SecureGrid(inner, SecureConfig(train_metrics=metrics), verifier, app=AppRun("softmax"))
     arrays = {"weight": Array(np.zeros((3, 16), np.float32)), "bias": Array(np.zeros(3, np.float32))}
 
     def messages() -> list[Message]:
@@ -270,7 +270,7 @@ async def test_three_trainers_add_noise_of_their_own_and_keep_account_on_disk(
     arrays = {"weight": Array(np.zeros((3, 16), np.float32)), "bias": Array(np.zeros(3, np.float32))}
 
     def ask() -> RecordDict:
-        grid = SecureGrid(inner, config, verifier, client_app="softmax")
+        grid = SecureGrid(inner, config, verifier, app=AppRun("softmax"))
         content = RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord({"server-round": 1})})
         (reply,) = grid.send_and_receive([grid.create_message(content, "train", node, "") for node in trainers])
         return reply.content

@@ -415,7 +415,114 @@ def test_bytes_that_are_no_records_are_malformed(blob: bytes) -> None:
         decode_records(blob)
 
 
-WHOLE = encode_records(RecordDict({"a": ArrayRecord({"w": GOOD}), "c": ConfigRecord({"b": b"x", "l": [b"y"]})}))
+WHOLE = encode_records(
+    RecordDict(
+        {
+            "a": ArrayRecord({"w": GOOD}),
+            "c": ConfigRecord({"b": b"xy", "l": [b"y", b"", b"zz"]}),
+            "d": ConfigRecord({"b": b"z"}),
+        }
+    )
+)
+HEADER = 8 + int.from_bytes(WHOLE[:8], "little")
+
+
+def test_values_that_are_bytes_travel_as_they_are() -> None:
+    """… and lists of them together: a tensor of its own for each would take some 60 bytes."""
+    letters = [bytes([place]) * 300 for place in range(44)]
+    blob = encode_records(RecordDict({"c": ConfigRecord({"letters": letters, "key": bytes(range(32))})}))
+    assert b"".join([*letters, bytes(range(32))]) in blob
+    assert len(blob) < 44 * 306 + 32 + 250
+
+
+def test_records_of_the_same_bytes_are_encoded_alike_however_the_bytes_are_held() -> None:
+    class Secret(bytes):
+        pass
+
+    one, other = (
+        RecordDict({"c": ConfigRecord({"b": kind(b"key"), "l": [kind(b"ab"), kind(b"")]})}) for kind in (bytes, Secret)
+    )
+    assert encode_records(one) == encode_records(other)
+
+
+def leaves(records: RecordDict) -> list[bytes]:
+    """Every string of bytes in records that differ in nothing else from `WHOLE`'s."""
+    array, values = records.array_records["a"]["w"], records.config_records
+    return [array.data, values["c"]["b"], *values["c"]["l"], values["d"]["b"]]  # type: ignore[list-item,misc]
+
+
+@pytest.mark.parametrize("place", range(HEADER, len(WHOLE)))
+def test_each_byte_behind_the_header_is_of_exactly_one_value(place: int) -> None:
+    changed = decode_records(WHOLE[:place] + bytes([WHOLE[place] ^ 1]) + WHOLE[place + 1 :])
+    pairs = zip(leaves(changed), leaves(decode_records(WHOLE)), strict=True)
+    assert sum(one != other for one, other in pairs) == 1
+
+
+def raw(layout: Any, **tensors: bytes) -> bytes:
+    """A blob of that layout, with these tensors in that order."""
+    header: dict[str, Any] = {"__metadata__": {"records": json.dumps(layout)}}
+    at = 0
+    for name, data in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    head = json.dumps(header).encode()
+    return len(head).to_bytes(8, "little") + head + b"".join(tensors.values())
+
+
+def values(kind: str = "config", **found: Any) -> dict[str, Any]:
+    return {"name": "c", "kind": kind, "values": found}
+
+
+ARRAY = ["w", "uint8", [3], "ours"]
+
+
+def arrays(*rows: Any) -> dict[str, Any]:
+    return {"name": "a", "kind": "arrays", "arrays": list(rows)}
+
+
+def test_a_layout_written_by_hand_is_read() -> None:
+    blob = raw([arrays(ARRAY), values(b={"bytes": 1}, l={"bytes": [0, 2]})], **{"0/0": b"abc", "values": b"def"})
+    records = decode_records(blob)
+    assert records.array_records["a"]["w"].data == b"abc"
+    assert dict(records.config_records["c"]) == {"b": b"d", "l": [b"", b"ef"]}
+
+
+LAYOUTS: dict[str, tuple[list[Any], dict[str, bytes]]] = {
+    "more than there is": ([values(b={"bytes": 4})], {"values": b"abc"}),
+    "bytes where there are none": ([values(b={"bytes": 1})], {}),
+    "less than there is": ([values(b={"bytes": 2})], {"values": b"abc"}),
+    "bytes of no value": ([values(n=1)], {"values": b"abc"}),
+    "a list that ends too late": ([values(l={"bytes": [2, 2]})], {"values": b"abc"}),
+    "a list that ends too soon": ([values(l={"bytes": [1, 1]})], {"values": b"abc"}),
+    "a step back": ([values(l={"bytes": [3, -1, 1]})], {"values": b"abc"}),
+    "all that is left": ([values(b={"bytes": -1})], {"values": b"abc"}),
+    "a length without end": ([values(b={"bytes": ENDLESS})], {"values": b"abc"}),
+    "a length that is no integer": ([values(b={"bytes": 3.0})], {"values": b"abc"}),
+    "a length that is a truth": ([values(b={"bytes": True})], {"values": b"a"}),
+    "a length that is none": ([values(b={"bytes": None})], {"values": b"abc"}),
+    "a length in letters": ([values(b={"bytes": "3"})], {"values": b"abc"}),
+    "a list in a list": ([values(l={"bytes": [[3]]})], {"values": b"abc"}),
+    "no length": ([values(b={})], {"values": b"abc"}),
+    "hex": ([values(b={"hex": "616263"})], {}),
+    "a metric of bytes": ([values("metrics", b={"bytes": 3})], {"values": b"abc"}),
+    "a tensor of no array": ([arrays(ARRAY)], {"0/0": b"abc", "0/1": b""}),
+    "an array without a tensor": ([arrays(ARRAY)], {}),
+    "an array twice": ([arrays(ARRAY, ARRAY)], {"0/0": b"abc", "0/1": b"abc"}),
+    "a record twice": ([arrays(ARRAY), arrays(ARRAY)], {"0/0": b"abc", "1/0": b"abc"}),
+    "no kind that there is": ([values("secrets", b={"bytes": 3})], {"values": b"abc"}),
+}
+
+
+@pytest.mark.parametrize(("layout", "tensors"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_layout_is_malformed_with(layout: list[Any], tensors: dict[str, bytes]) -> None:
+    with pytest.raises(Malformed):
+        decode_records(raw(layout, **tensors))
+
+
+def test_a_value_named_twice_is_malformed() -> None:
+    blob = raw([values(b={"bytes": 1}, c={"bytes": 1})], values=b"xy")
+    with pytest.raises(Malformed):
+        decode_records(blob.replace(rb"\"c\": {", rb"\"b\": {"))
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))

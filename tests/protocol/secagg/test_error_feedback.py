@@ -1,76 +1,33 @@
 """What rounding takes from an update is added to the device's next one: when, when not, and what that is good for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message
 
-from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
-from edge_agent.secure_mod import OWED
+from edge_agent.residuals import MOST_RUNS
 from shared.errors import RoundAborted, Unsupported
-from shared.flower import new_message, pack_bytes, reply_with
+from shared.flower import pack_bytes
 from shared.secagg.messages import PACKED_TYPE, VECTOR_RECORD
 from shared.secagg.terms import Settings
-from tests.protocol.secagg.appgrid import RUN_ID, AppGrid, Fault, losing_the_reply, make_grid, silent
-from tests.protocol.secagg.exchanges import numpy_arrays, rounding_bounds, watch_settings
-
-Values = np.ndarray[Any, Any]
-SIZE = 300
-NODES = (1, 2, 3)
-CONFIG = SecureConfig(max_weight=100, bits=4, group_rounds=16)
-PATTERN = np.random.default_rng(5).standard_normal((5, SIZE)).astype(np.float32)
-
-
-def towards(message: Message, context: Context) -> Message:
-    """The same change in every round, `factor` times, another one on each device."""
-    arrays, factor = numpy_arrays(message.content), message.content.config_records["config"]["factor"]
-    moved = {name: Array(value + factor * PATTERN[context.node_id][: value.size]) for name, value in arrays.items()}
-    metrics = MetricRecord({"num-examples": 10 * context.node_id})
-    return reply_with(message, RecordDict({"arrays": ArrayRecord(moved), "metrics": metrics}))
-
-
-def change_of(size: int = SIZE) -> Values:
-    """The mean change of the three in plain sight."""
-    return np.average(PATTERN[list(NODES)], axis=0, weights=NODES)[:size]
-
-
-def three(config: SecureConfig = CONFIG, **options: Any) -> tuple[AppGrid, SecureGrid]:
-    inner, authority = make_grid(3, trainers=dict.fromkeys(NODES, towards), **options)
-    return inner, SecureGrid(inner, config, authority)
-
-
-def ask(
-    grid: SecureGrid,
-    kind: str = "train",
-    *,
-    run: int = RUN_ID,
-    factor: float = 1.0,
-    sizes: Mapping[str, int] | None = None,
-) -> Values:
-    """One exchange with every node, over zeros. Returns the change of "w"."""
-    zeros = {name: Array(np.zeros(size, np.float32)) for name, size in (sizes or {"w": SIZE}).items()}
-    record = ArrayRecord(zeros)
-    content = RecordDict({"arrays": record, "config": ConfigRecord({"factor": factor})})
-    nodes = grid.get_node_ids()
-    batch = [new_message(content, run_id=run, node_id=node, message_type=kind) for node in nodes]
-    (reply,) = grid.send_and_receive(batch)
-    return numpy_arrays(reply.content)["w"] if kind == "train" else np.zeros(0)
-
-
-def kept(inner: AppGrid, node: int, kind: str = OWED) -> list[dict[str, Values]]:
-    """What a device holds of a kind, by array."""
-    state = inner.nodes[node].context.state
-    return [{n: a.numpy() for n, a in state.array_records[name].items()} for name in state if name.startswith(kind)]
-
-
-def owed(inner: AppGrid, node: int) -> Values:
-    (record,) = kept(inner, node)
-    return record["w"]
-
+from tests.protocol.secagg.appgrid import AppGrid, Fault, losing_the_reply, make_grid, silent
+from tests.protocol.secagg.exchanges import rounding_bounds, watch_settings
+from tests.protocol.secagg.feedback import (
+    CONFIG,
+    NODES,
+    SIZE,
+    all_owed,
+    ask,
+    change_of,
+    kept,
+    owed,
+    switch,
+    three,
+    towards,
+)
 
 # ---- what it is good for
 
@@ -95,30 +52,30 @@ def test_the_mean_over_rounds_comes_nearer_to_the_plain_mean_with_each() -> None
 
 def test_what_is_owed_is_what_the_sum_lacks() -> None:
     """The mean times the weight, and what all devices owe, are together what they had to send, with what they owed before."""
-    inner, grid = three()
+    _, grid = three()
     ask(grid)
     for _ in range(3):
-        before = sum(owed(inner, node) for node in NODES)
+        before = sum(owed(grid, node) for node in NODES)
         got = ask(grid) * 60
-        after = sum(owed(inner, node) for node in NODES)
+        after = sum(owed(grid, node) for node in NODES)
         np.testing.assert_allclose(got + after, 60 * change_of() + before, atol=2e-4)
 
 
 def test_without_feedback_nothing_is_owed_and_rounding_is_right_on_average_alone() -> None:
     inner, grid = three(replace(CONFIG, feedback=False))
     found = [ask(grid) for _ in range(17)][1:]
-    assert all(list(inner.nodes[node].context.state) and kept(inner, node) == [] for node in NODES)
+    assert all(list(inner.nodes[node].context.state) and kept(inner, node) == {} for node in NODES)
     off = np.linalg.norm(np.mean(found, axis=0) - change_of())
     assert off < np.linalg.norm(found[0] - change_of())
 
 
 def test_a_change_far_larger_than_those_before_is_clipped_and_made_good_later() -> None:
-    inner, grid = three(replace(CONFIG, bits=8))
+    _, grid = three(replace(CONFIG, bits=8))
     ask(grid)
     found = [ask(grid, factor=10.0)]
     assert np.linalg.norm(found[0] - 10 * change_of()) > 3 * np.linalg.norm(change_of())
     found += [ask(grid) for _ in range(8)]
-    rest = sum(owed(inner, node) for node in NODES) / 60
+    rest = sum(owed(grid, node) for node in NODES) / 60
     np.testing.assert_allclose(np.sum(found, axis=0) + rest, 18 * change_of(), atol=1e-3)
     assert np.linalg.norm(rest) < 0.05 * np.linalg.norm(change_of())
 
@@ -174,30 +131,16 @@ def test_an_update_that_is_not_counted_leaves_what_was_owed_before(fault: Callab
     grid = SecureGrid(inner, CONFIG, authority)
     ask(grid)
     ask(grid)
-    before, others = owed(inner, 2), owed(inner, 1)
+    before, others = owed(grid, 2), owed(grid, 1)
     inner.faults[2, "masked"] = fault(inner)
     ask(grid)
     inner.faults.clear()
-    assert (owed(inner, 2) == before).all()
-    assert (owed(inner, 1) != others).any()
+    assert (owed(grid, 2) == before).all()
+    assert (owed(grid, 1) != others).any()
     ask(grid, kind="evaluate")
-    assert (owed(inner, 2) == before).all(), "a measurement that is counted does not make up for it"
+    assert (owed(grid, 2) == before).all(), "a measurement that is counted does not make up for it"
     ask(grid)
-    assert (owed(inner, 2) != before).any()
-
-
-def test_a_round_with_too_few_vectors_leaves_what_was_owed_before() -> None:
-    inner, grid = three()
-    ask(grid)
-    ask(grid)
-    before = [owed(inner, node) for node in NODES]
-    inner.faults[2, "masked"] = silent
-    with pytest.raises(RoundAborted):
-        ask(grid)
-    assert all((owed(inner, node) == old).all() for node, old in zip(NODES, before, strict=True))
-    inner.faults.clear()
-    got = ask(grid) * 60 + sum(owed(inner, node) for node in NODES)
-    np.testing.assert_allclose(got, 60 * change_of() + sum(before), atol=2e-4)
+    assert (owed(grid, 2) != before).any()
 
 
 def test_a_refused_update_leaves_what_was_owed_before() -> None:
@@ -212,60 +155,60 @@ def test_a_refused_update_leaves_what_was_owed_before() -> None:
     grid = SecureGrid(inner, CONFIG, authority)
     ask(grid)
     ask(grid)
-    before = owed(inner, 2)
+    before = owed(grid, 2)
     sick = True
     with pytest.raises(RoundAborted):
         ask(grid)
-    assert (owed(inner, 2) == before).all()
-    assert np.isfinite(owed(inner, 2)).all()
+    assert (owed(grid, 2) == before).all()
+    assert np.isfinite(owed(grid, 2)).all()
 
 
 def test_measuring_owes_nothing_and_takes_nothing_away() -> None:
-    inner, grid = three()
+    _, grid = three()
     ask(grid)
     ask(grid)
-    before = [owed(inner, node) for node in NODES]
+    before = [owed(grid, node) for node in NODES]
     ask(grid, kind="evaluate")
-    assert all((owed(inner, node) == old).all() for node, old in zip(NODES, before, strict=True))
+    assert all((owed(grid, node) == old).all() for node, old in zip(NODES, before, strict=True))
 
 
 def test_what_is_owed_to_arrays_that_pruning_made_smaller_is_dropped() -> None:
-    inner, grid = three()
+    _, grid = three()
     for _ in range(2):
         ask(grid, sizes={"w": SIZE, "v": 40})
-    before = {node: kept(inner, node)[0] for node in NODES}
+    before = {node: all_owed(grid, node) for node in NODES}
     got = ask(grid, sizes={"w": 200, "v": 40}) * 60
-    after = [kept(inner, node)[0] for node in NODES]
+    after = [all_owed(grid, node) for node in NODES]
     np.testing.assert_allclose(got + sum(item["w"] for item in after), 60 * change_of(size=200), atol=2e-4)
     assert all(item["w"].shape == (200,) and item["v"].shape == (40,) for item in after)
     assert any((before[node]["v"] != item["v"]).any() for node, item in zip(NODES, after, strict=True))
 
 
 def test_one_jobs_rounding_is_not_added_to_another_jobs_model() -> None:
-    """A device keeps one context for an app, whatever job asks for it."""
-    inner, grid = three()
-    ask(grid)
-    ask(grid)
-    first = owed(inner, 1)
-    for node in inner.nodes.values():
-        node.context.run_id = 8
-    second = SecureGrid(inner, CONFIG, grid.verifier, carried=replace(grid.carried, drawn=None))
-    got = ask(second, run=8) * 60
-    records = [kept(inner, node) for node in NODES]
-    assert [len(found) for found in records] == [2, 2, 2]
-    assert (records[0][0]["w"] == first).all()
-    np.testing.assert_allclose(got + sum(found[1]["w"] for found in records), 60 * change_of(), atol=2e-4)
+    """A device keeps one context for an app, whatever job asks for it; here two jobs take turns on the same devices."""
+    inner, first = three()
+    second = SecureGrid(inner, CONFIG, first.verifier)
+    sums = {7: np.zeros(SIZE), 8: np.zeros(SIZE)}
+    for _ in range(5):
+        for run, grid, factor in ((7, first, 1.0), (8, second, -2.0)):
+            switch(inner, run)
+            sums[run] += 60 * ask(grid, factor=factor)
+    for run, grid, factor in ((7, first, 1.0), (8, second, -2.0)):
+        switch(inner, run)
+        np.testing.assert_allclose(
+            sums[run] + sum(owed(grid, node) for node in NODES), 5 * 60 * factor * change_of(), atol=1e-3
+        )
 
 
-def test_no_more_is_kept_than_of_so_many_jobs() -> None:
+def test_no_more_is_kept_than_of_so_many_jobs_and_of_each_two_rounds() -> None:
     inner, grid = three()
     for run in range(8, 13):
-        for node in inner.nodes.values():
-            node.context.run_id = run
-        ask(SecureGrid(inner, CONFIG, grid.verifier), run=run)
-    assert [name for name in inner.nodes[1].context.state if name.startswith(OWED)] == [
-        f"{OWED}{run}" for run in (9, 10, 11, 12)
-    ]
+        switch(inner, run)
+        grid = SecureGrid(inner, CONFIG, grid.verifier)
+        for _ in range(3):
+            ask(grid)
+    runs = [name.partition(".")[0] for name in kept(inner, 1)]
+    assert runs == [str(run) for run in range(13 - MOST_RUNS, 13) for _ in range(2)]
 
 
 def test_the_devices_settings_are_the_exchanges() -> None:

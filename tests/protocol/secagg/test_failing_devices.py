@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
+from edge_agent.residuals import LEFT
 from edge_agent.secure_mod import ModPolicy
 from shared.errors import RoundAborted
 from shared.flower import REFUSED, pack_bytes, reply_error, reply_with
@@ -78,7 +79,7 @@ def test_a_device_whose_app(trainer: Handler, fate: str, reason: str) -> None:
     assert seen.summaries[-1].outcomes[2].code == (
         REFUSED if fate == "rejected" else seen.summaries[-1].outcomes[2].code
     )
-    assert not any("pending" in name or "owed" in name for name in inner.nodes[2].context.state)
+    assert not any(name.startswith(LEFT) for name in inner.nodes[2].context.state)
 
 
 def test_in_the_first_exchange_a_change_of_floats_out_of_range_is_clipped() -> None:

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.linear import least_groups, require_linear
-from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.secure_grid import SecureGrid, Sources
 from shared.flower import pack_bytes, reply_with, unpack_bytes
 from shared.secagg.messages import PACKED_TYPE, RECORD, VECTOR_RECORD
 from shared.secagg.packing import pack, unpack
@@ -82,7 +82,7 @@ def trained(strategy: Strategy, poisoned: Handler | None) -> np.ndarray[Any, Any
     inner, authority = make_grid(DEVICES, trainers=trainers)
     config = replace(CONFIG, least_groups=least_groups(strategy))
     require_linear(strategy, config)
-    grid = SecureGrid(inner, config, authority, shuffle=list)
+    grid = SecureGrid(inner, config, authority, sources=Sources(shuffle=list))
     arrays = ArrayRecord({name: Array(value) for name, value in START.items()})
     result = strategy.start(grid, arrays, num_rounds=ROUNDS)
     return flat(numpy_arrays(RecordDict({"arrays": result.arrays})))
@@ -150,7 +150,7 @@ def learned() -> tuple[AppGrid, SecureGrid]:
 
     trainers = {**dict.fromkeys(range(1, DEVICES + 1), training()), POISONED: at_first_honest}
     inner, authority = make_grid(DEVICES, trainers=trainers)
-    grid = SecureGrid(inner, CONFIG, authority, shuffle=list)
+    grid = SecureGrid(inner, CONFIG, authority, sources=Sources(shuffle=list))
     one_more(grid)
     return inner, grid
 
@@ -202,7 +202,7 @@ def test_a_poisoned_group_does_not_set_the_scales_of_the_others() -> None:
     for poisoned in (training(), ATTACKS["a weight that it has not"]):
         trainers = {**dict.fromkeys(range(1, DEVICES + 1), training()), POISONED: poisoned}
         inner, authority = make_grid(DEVICES, trainers=trainers)
-        grid = SecureGrid(inner, CONFIG, authority, shuffle=list)
+        grid = SecureGrid(inner, CONFIG, authority, sources=Sources(shuffle=list))
         one_more(grid)
         settings.append(grid.settings("train"))
     assert settings[1].unit_weight == settings[0].unit_weight == WEIGHT

@@ -11,7 +11,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
 from edge_agent.ledger import Epochs, MemoryLedgers
-from edge_agent.secure_mod import OWED, PENDING, ModPolicy
+from edge_agent.residuals import LEFT
+from edge_agent.secure_mod import ModPolicy
 from shared.errors import RoundAborted, StorageFull, Unsupported
 from shared.flower import reply_with, unpack_bytes
 from shared.privacy.accountant import Budget, epsilon
@@ -129,7 +130,7 @@ def test_no_device_carries_anything_from_one_round_to_the_next() -> None:
     six = Six()
     six.ask()
     for node in six.inner.nodes.values():
-        assert [name for name in node.context.state if name.startswith((OWED, PENDING))] == []
+        assert [name for name in node.context.state if name.startswith(LEFT)] == []
 
 
 def test_of_central_noise_devices_add_none_and_spend_nothing_and_the_mean_has_the_servers() -> None:

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from coordinator.rounds.exchange import SecureConfig, Timeouts
-from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.secure_grid import SecureGrid, Sources
 from shared.clock import ManualClock
 from shared.errors import RoundAborted, Unsupported
 from shared.flower import pack_bytes, reply_with
@@ -39,7 +39,7 @@ def grouped(size: int = 15, config: SecureConfig = THREE) -> tuple[AppGrid, Secu
     """Dealt out in order of node: of 15, the first group is 1, 4, 7, 10, 13."""
     inner, authority = make_grid(size)
     seen = Recorder()
-    return inner, SecureGrid(inner, config, authority, observer=seen, shuffle=list), seen
+    return inner, SecureGrid(inner, config, authority, observer=seen, sources=Sources(shuffle=list)), seen
 
 
 def exchange(grid: SecureGrid, size: int = 15, **options: Any) -> list[RecordDict]:
@@ -196,7 +196,7 @@ def test_the_next_exchange_mixes_the_devices_of_a_group_that_failed_with_others(
     exchange(grid)
     before = parts(seen)
     inner.faults.clear()
-    grid.shuffle = lambda nodes: sorted(nodes, key=lambda node: (node * 7) % 16)
+    grid.sources = Sources(shuffle=lambda nodes: sorted(nodes, key=lambda node: (node * 7) % 16))
     assert len(exchange(grid)) == 3
     assert parts(seen) != before
     assert seen.passed[-1] == [*GROUP, *ROUND]
@@ -254,7 +254,7 @@ def test_an_exchange_that_runs_out_of_time_ends_for_all_groups() -> None:
 
     inner.faults[1, "masked"] = slow
     seen = Recorder()
-    grid = SecureGrid(inner, THREE, authority, observer=seen, clock=clock)
+    grid = SecureGrid(inner, THREE, authority, observer=seen, sources=Sources(clock=clock))
     with pytest.raises(RoundAborted, match="ran out of time before the phase confirmed"):
         grid.send_and_receive(messages(15), timeout=100)
     assert seen.fates == dict.fromkeys(sorted(ALL), "abandoned")

@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from coordinator.rounds.exchange import Fate, SecureConfig, Timeouts
-from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.secure_grid import SecureGrid, Sources
 from edge_agent.secure_mod import ModPolicy
 from shared.clock import ManualClock
 from shared.errors import RoundAborted, Unavailable, Unsupported
@@ -293,7 +293,7 @@ def test_the_phases_share_the_time_given() -> None:
         inner.faults[node, "masked"] = spending(inner, clock, 20)
     inner.faults[2, "unmasked"] = silent
     config = SecureConfig(timeouts=Timeouts(before_s=5, masked_s=3600, after_s=10), rates=Rates(0, 0))
-    grid = SecureGrid(inner, config, authority, clock=clock)
+    grid = SecureGrid(inner, config, authority, sources=Sources(clock=clock))
     assert_times(inner, grid, 100, [5, 5, 70, 10, 10, 10])
     del inner.faults[2, "unmasked"]
     assert_times(inner, grid, 100, [5, 5, 70, 10, 10])
@@ -321,7 +321,9 @@ def test_an_exchange_that_runs_out_of_time_aborts() -> None:
     inner.faults[3, "masked"] = spending(inner, clock, 101)
     seen = Recorder()
     with pytest.raises(RoundAborted, match="ran out of time before the phase confirmed"):
-        SecureGrid(inner, CONFIG, authority, observer=seen, clock=clock).send_and_receive(messages(3), timeout=100)
+        SecureGrid(inner, CONFIG, authority, observer=seen, sources=Sources(clock=clock)).send_and_receive(
+            messages(3), timeout=100
+        )
     assert seen.fates == dict.fromkeys((1, 2, 3), "abandoned")
 
 

@@ -5,6 +5,7 @@ wraps.
 import math
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,14 +37,15 @@ def levels(schema: Schema, vector: Residues) -> NDArray[np.int64]:
     return np.where(residues >= 1 << (schema.modulus_bits - 1), residues - (1 << schema.modulus_bits), residues)
 
 
-def meant(schema: Schema, elements: NDArray[np.int64], weight: int) -> NDArray[np.float64]:
-    """What a sum of levels stands for, one array of scale 1."""
+def meant(schema: Schema, elements: NDArray[np.int64], weight: int) -> NDArray[Any]:
+    """What a sum of levels stands for, one array of scale 1; float32 holds a sum of levels of up to 16 bits exactly."""
     kind = "f4" if schema.bits <= 16 else "f8"
     values = elements.astype(kind)
     values *= schema.clip / schema.levels
     if schema.rotation:
         values = Rotation(bytes.fromhex(schema.rotation), len(values), kind).backward(values)
-    return values.astype("f8") * (schema.unit_weight / weight * schema.arrays[0].scale)
+    values *= schema.unit_weight / weight * schema.arrays[0].scale
+    return values
 
 
 # ---- exactness

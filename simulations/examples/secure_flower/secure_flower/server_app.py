@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 
 from coordinator.rounds.exchange import NullObserver, Outcome, SecureConfig, Summary, Timeouts
 from coordinator.rounds.linear import require_linear
-from coordinator.rounds.secure_grid import SecureGrid
+from coordinator.rounds.secure_grid import AppRun, SecureGrid
 from shared.clock import SystemClock
 from shared.flower import arrays_to_safetensors
 from shared.secagg.messages import Phase
@@ -36,7 +36,9 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     nodes, seen = int(config["nodes"]), Watcher()
     verifier = FleetVerifier(Path(str(config["authority"])).read_bytes(), SystemClock().now)
-    secure = SecureGrid(grid, secure_config(int(config["bits"])), verifier, observer=seen, run_config=config)
+    secure = SecureGrid(
+        grid, secure_config(int(config["bits"])), verifier, app=AppRun(run_config=config), observer=seen
+    )
     arrays, out = start_arrays(), Path(str(config["out"]))
     out.mkdir(parents=True, exist_ok=True)
     for name in str(config["strategies"]).split(","):
