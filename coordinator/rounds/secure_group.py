@@ -4,7 +4,7 @@
 comes, calls `close` when no more will, and resumes: so one driver takes many groups through their phases side by side.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +250,7 @@ class GroupExchange:
             "schema_digest": terms.schema_digest,
             "inputs_digest": terms.inputs_digest,
         }
-        work = {seat: {**common, **(inboxes[seat].to_fields() if seat in inboxes else {})} for seat in terms.present}
+        work = {seat: {**common, **inboxes[seat].to_fields()} if seat in inboxes else common for seat in terms.present}
 
         def take(seat: int, reply: Message) -> None:
             answer = reply.content.get(RECORD)
@@ -313,17 +313,25 @@ class GroupExchange:
         """A device whose vector was taken stays counted, whatever it does afterwards."""
         self.outcomes[node] = Outcome(Fate.PRESENT if node in self._counted else fate, reason[:MAX_REASON], code)
 
-    def message(self, phase: Phase, node: int, fields: Fields) -> Message:
-        """A phase's question to one device. Only the masked phase carries what the app is to work on."""
+    def message(
+        self, phase: Phase, node: int, fields: Fields, group_id: str, known: dict[Hashable, ConfigRecord]
+    ) -> Message:
+        """A phase's question to one device. Only the masked phase carries what the app is to work on.
+
+        Devices that are told the same share a record, which is in `known`: Flower takes long to make one.
+        """
         request, content = self._requests[node], RecordDict()
         said: Fields = {}
+        told: tuple[Hashable, ...] = (id(fields),)
         if phase is Phase.MASKED:
-            content, sent = request.content, self._work.broadcast
-            if sent is not None:
-                content, said = sent.for_holder(content, self._held.get(node, 0))
-            said = {**said, "counted_round": self._grid.carried.counted.get(node, "")}
-        record = ConfigRecord({**fields, **said, "phase": str(phase)})
-        return like(request, RecordDict({**content, RECORD: record}))
+            held, counted = self._held.get(node, 0), self._grid.carried.counted.get(node, "")
+            content, told = request.content, (*told, held, counted)
+            if (sent := self._work.broadcast) is not None:
+                content, said = sent.for_holder(content, held)
+            said = {**said, "counted_round": counted}
+        if told not in known:
+            known[told] = ConfigRecord({**fields, **said, "group_id": group_id, "phase": str(phase)})
+        return like(request, RecordDict({**content, RECORD: known[told]}))
 
     def _present(self) -> list[int]:
         return [node for node, outcome in self.outcomes.items() if outcome.fate is Fate.PRESENT]
@@ -351,8 +359,9 @@ class _Asker:
         self.nodes = {seat: node for node, seat in seats.items()}
 
     def __call__(self, phase: Phase, questions: Mapping[int, Fields], take: Take) -> Asked:
+        known: dict[Hashable, ConfigRecord] = {}
         messages = [
-            self._exchange.message(phase, self.nodes[seat], {**fields, "group_id": self._group_id})
+            self._exchange.message(phase, self.nodes[seat], fields, self._group_id, known)
             for seat, fields in questions.items()
         ]
         return Asked(self._exchange, phase, messages, lambda node, reply: take(self._seats[node], reply))

@@ -203,7 +203,7 @@ class Schema:
     def bytes_on_the_wire(self) -> int:
         return packed_size(self.length, self.modulus_bits)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest_of(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode())
 

@@ -108,6 +108,6 @@ class Fleet:
         shares = neighbours(count)
         workflow = SecAggPlusWorkflow(shares, max(2, round(2 * shares / 3)), max_weight=1.0)
         began = time.process_time()
-        workflow(grid, context)  # type: ignore[arg-type]
+        workflow(grid, context)
         server_s = time.process_time() - began - grid.own_s
         return Round(grid.client_s, server_s, grid.bytes_up), strategy.mean

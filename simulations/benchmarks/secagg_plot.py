@@ -12,12 +12,15 @@ _LATER = "keys at hand"
 def plot(name: str, figures: Sequence[Figure], path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
-    known = {tuple(one.name.split(", ", 1)): one for one in figures if one.ratio is not None}
-    cases = [case for what, case in known if what == PANELS[0] and not case.startswith("keys ")]
+    named = {tuple(one.name.split(", ", 1)): one for one in figures}
+    cases = [case for what, case in named if what == PANELS[0] and not case.startswith("keys ")]
+    known = {name: one for name, one in named.items() if one.ratio is not None}
     canvas = Canvas(figsize=(13, 2 + 0.28 * len(cases)), layout="constrained")
     for panel, what in zip(canvas.subplots(1, len(PANELS), sharey=True), PANELS, strict=True):
         for row, case in enumerate(reversed(cases)):
-            one = known[what, case]
+            one = known.get((what, case))
+            if one is None:
+                continue  # nothing is known of Flower's
             hollow = one.peer is not None and "extrapolated" in one.peer
             mark = "x" if one.peer is not None and "gave up" in one.peer else "o"
             panel.plot(one.ratio, row, mark, color="#1f77b4", markerfacecolor="none" if hollow else "#1f77b4")

@@ -1,42 +1,119 @@
-"""The benchmark of secure aggregation plays whole rounds, charges who worked, and extrapolates what it could not measure."""
+"""The benchmark of secure aggregation plays whole rounds with all clients in a process of their own, charges who worked, and
+extrapolates what it could not measure.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.secagg.graph import Rates
-from shared.secagg.schema import sum_bits
-from simulations.benchmarks import flower_secagg, secagg_extrapolate
-from simulations.benchmarks.secagg import Case, Peer
-from simulations.benchmarks.secagg_ours import BITS, Cost, Fleet, bytes_of, keystream_s
+from shared.secagg.masks import apply_masks
+from simulations.benchmarks import flower_secagg, secagg, secagg_extrapolate, secagg_ours
+from simulations.benchmarks.harness import Figure
+from simulations.benchmarks.secagg import Case, Ours, Peer, figures_of
+from simulations.benchmarks.secagg_ours import Round, keystream_s, vector_of
+from simulations.benchmarks.secagg_plot import plot
+from simulations.benchmarks.two_processes import Memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::shared.secagg.keys.InsecureWarning")
 CASE = Case(8, 2_000, 0.25)
+GONE = frozenset({2, 5})
 
 
-def test_a_round_of_ours_sums_what_is_left_and_says_what_it_cost() -> None:
-    fleet = Fleet(CASE.clients, CASE.rates, 2)
-    for number, apply in ((1, None), (2, apply_masks_on_all_cores)):
-        gone = CASE.gone()[number]
-        assert len(gone) == 2
-        cost = fleet.round(number, CASE.vectors(), gone, *([apply] if apply else []))
-        assert cost.masks == 6 + 6 * 2, "a self-mask each, and masks with both that are gone: all are partners"
-        assert cost.bytes_up > CASE.elements * (BITS + sum_bits(CASE.clients)) / 8
-        assert min(cost.client_s, cost.server_s, cost.finish_s) > 0
-    assert fleet.setup.bytes_up > 0
+@pytest.fixture(params=[True, False], ids=["signed", "unsigned"])
+def fleet(request: pytest.FixtureRequest) -> Iterator[secagg_ours.Fleet]:
+    found = secagg_ours.Fleet(CASE.clients, Rates(), request.param)
+    yield found
+    found.grid.close()
 
 
-def test_a_wrong_sum_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet = Fleet(4, Rates(), 1)
+def test_rounds_of_ours_give_the_mean_of_who_is_left_and_say_what_they_cost(fleet: secagg_ours.Fleet) -> None:
+    costs = []
+    for gone, apply in (
+        (GONE, apply_masks),
+        (frozenset[int](), apply_masks),
+        (frozenset[int](), apply_masks_on_all_cores),
+    ):
+        cost, mean = fleet.round(CASE.nodes, CASE.elements, gone, apply)
+        CASE.check(mean, gone)
+        assert cost.bytes_up > CASE.elements * (8 + 3) / 8
+        assert min(cost.client_s, cost.server_s, cost.unmasking_s) > 0
+        costs.append(cost)
+    assert [cost.makes_keys for cost in costs] == [True, True, False], "a small group makes keys when a device is back"
+    assert costs[0].masks == 6 + 6 * 2, "a self-mask each, and masks with both that are gone: all are partners"
+    assert costs[2].masks == 8
+    assert costs[2].bytes_up < costs[1].bytes_up
+
+
+def test_clients_that_vanish_after_they_sent_their_vectors_are_in_the_mean(fleet: secagg_ours.Fleet) -> None:
+    cost, mean = fleet.round(CASE.nodes, CASE.elements, GONE, apply_masks, after_masking=True)
+    replace(CASE, after_masking=True).check(mean, GONE)
+    assert cost.masks == 8
+
+
+def test_a_mean_of_others_is_no_figure(fleet: secagg_ours.Fleet) -> None:
+    _, mean = fleet.round(CASE.nodes, CASE.elements, GONE, apply_masks)
     with pytest.raises(ArithmeticError):
-        fleet.round(1, CASE.vectors(), frozenset(), lambda residues, masks: None)
+        CASE.check(mean, frozenset())
 
 
 def test_flowers_round_costs_time_and_eight_bytes_an_element_or_is_given_up() -> None:
-    whole = flower_secagg.one_round(8, 2_000, CASE.vectors(), frozenset())
-    assert not whole.aborted
-    assert whole.bytes_up > 8 * CASE.elements
-    assert min(whole.client_s, whole.server_s) > 0
+    fleet = flower_secagg.Fleet()
+    cost, mean = fleet.round(CASE.nodes, CASE.elements, frozenset())
+    assert mean is not None
+    CASE.check(mean, frozenset())
+    assert cost.bytes_up > 8 * CASE.elements
+    assert min(cost.client_s, cost.server_s) > 0
+    _, none = fleet.round(CASE.nodes, CASE.elements, frozenset({1, 2, 3, 4, 5}))
+    assert none is None
+    fleet.grid.close()
+
+
+def test_the_peak_of_memory_begins_anew() -> None:
+    """Arrays of a size that the allocator hands back at once."""
+    first = np.ones(96 << 20, np.uint8)
+    del first
+    memory = Memory()
+    assert memory.peak() < 32 << 20
+    second = np.ones(64 << 20, np.uint8)
+    assert second.size - (4 << 20) < memory.peak() < second.size + (32 << 20)
+
+
+def test_a_figure_is_the_mean_of_a_groups_rounds_or_of_one_where_keys_do_not_last() -> None:
+    first, later = Round(8.0, 80.0, 800.0, 9, 1.0, True), Round(1.0, 10.0, 100.0, 9, 1.0, False)
+    lasting = Ours(first, (later, later), later, 0.1, 1 << 20)
+    assert lasting.mean(lambda one: one.client_s) == (8 + 7) / 8
+    again = replace(lasting, later=(replace(first, client_s=7.0),))
+    assert again.mean(lambda one: one.client_s) == 7.0
+
+
+def found(**more: float) -> dict[str, float]:
+    return {"client": 10.0, "server": 100.0, "bytes": 1000.0, "memory": 10.0, **more}
+
+
+def ours(makes_keys: bool = False) -> Ours:
+    later = Round(1.0, 10.0, 100.0, 9, 1.0, makes_keys)
+    return Ours(Round(8.0, 80.0, 800.0, 9, 1.0, True), (later,), later, 0.1, 1 << 20)
+
+
+def test_what_flower_was_not_known_to_cost_is_compared_with_nothing() -> None:
+    figures = {one.name: one for one in figures_of(CASE, ours(), ("Flower", found(client=0.0)))}
+    assert figures[f"client CPU, {CASE.name}"].peer is None
+    assert figures[f"server CPU, {CASE.name}"].ratio == 100 / ((80 + 70) / 8)
+
+
+def test_the_picture_has_a_row_a_case_also_where_flower_gave_up(tmp_path: Path) -> None:
+    figures: list[Figure] = []
+    for case, label in ((CASE, "Flower"), (replace(CASE, dropout=0.3), "Flower, which gave up, extrapolated")):
+        figures += figures_of(case, ours(makes_keys=case.dropout > 0.25), (label, found()))
+    figures += figures_of(replace(CASE, clients=9), ours(), ("Flower, which gave up", found(client=0.0, server=0.0)))
+    plot("secagg", figures, tmp_path / "secagg.png")
+    assert (tmp_path / "secagg.png").stat().st_size > 10_000
 
 
 def test_what_was_not_measured_follows_the_terms_that_the_cost_is_made_of() -> None:
@@ -52,7 +129,13 @@ def test_what_was_not_measured_follows_the_terms_that_the_cost_is_made_of() -> N
     assert secagg_extrapolate.guess(few, far, "server") == 0.0
 
 
-def test_a_round_that_would_take_more_than_a_minute_is_extrapolated_and_marked_so() -> None:
+def test_a_round_that_would_take_more_than_a_minute_is_extrapolated_and_marked_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def played(*_: Any) -> None:
+        raise AssertionError("it was played")
+
+    monkeypatch.setattr(secagg, "alone", played)
     peer = Peer()
     for n in (20, 40, 80, 160):
         for d in (1_000, 100_000):
@@ -63,8 +146,6 @@ def test_a_round_that_would_take_more_than_a_minute_is_extrapolated_and_marked_s
     assert cost["bytes"] == pytest.approx(800_000, rel=0.01)
 
 
-def test_a_mask_takes_time_and_sizes_are_those_of_the_content() -> None:
+def test_a_mask_takes_time_and_vectors_are_the_same_each_time() -> None:
     assert keystream_s(10_000, 13) > 0
-    assert bytes_of({"a": b"12345", "b": [1, 2], "c": "xy", "d": 0.5}) == 5 + 16 + 2 + 8
-    assert Cost(1, 2, 3).masks == 0
-    assert np.array_equal(CASE.vectors()(3), CASE.vectors()(3))
+    assert np.array_equal(vector_of(3, 100), vector_of(3, 100))
