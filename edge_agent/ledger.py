@@ -25,6 +25,10 @@ from shared.privacy.ledger import Charge, Ledger, charged
 
 _log = structlog.get_logger()
 WHOLE_DEVICE = "device"  # the epoch of a device without ingested files
+_USED_UP = (
+    "`edge-agent data remove` takes a used-up file out of training (`edge-agent data list` has what each has spent), and new data "
+    "brings new budget"
+)
 Epochs = frozenset[str]
 
 
@@ -62,26 +66,18 @@ class FileLedgers:
         return self._epochs() or frozenset({WHOLE_DEVICE})
 
     def check(self, charge: Charge, epochs: Iterable[str]) -> None:
-        charged(self.read(), epochs, charge, self._own)
+        charged(self.read(), epochs, charge, self._own, advice=_USED_UP)
 
     def spend(self, charge: Charge, epochs: Iterable[str]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(self._path.parent):
-            after = charged(self.read(), epochs, charge, self._own)
+            after = charged(self.read(), epochs, charge, self._own, advice=_USED_UP)
             lines = "".join(f"{ledger.to_json()}\n" for ledger in after.values())
             write_atomic(self._path, lines.encode(), mode=0o600)
 
     def read(self) -> Mapping[str, Ledger]:
         """By epoch. Raises `Corrupt`: then nothing more may be spent."""
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return {}
-        ledgers = [Ledger.from_json(line) for line in lines]
-        found = {ledger.epoch: ledger for ledger in ledgers}
-        if len(found) != len(ledgers):
-            raise Corrupt("the privacy ledger has an epoch twice, so nothing more may be spent: restore it")
-        return found
+        return read_ledgers(self._path)
 
 
 class MemoryLedgers:
@@ -103,6 +99,19 @@ class MemoryLedgers:
 
     def read(self) -> Mapping[str, Ledger]:
         return self._ledgers
+
+
+def read_ledgers(path: Path) -> Mapping[str, Ledger]:
+    """By epoch. Raises `Corrupt`."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    ledgers = [Ledger.from_json(line) for line in lines]
+    found = {ledger.epoch: ledger for ledger in ledgers}
+    if len(found) != len(ledgers):
+        raise Corrupt("the privacy ledger has an epoch twice, so nothing more may be spent: restore it")
+    return found
 
 
 @contextlib.contextmanager

@@ -54,6 +54,11 @@ class Chunk:
         """Of its bytes: the same examples in the same order have it, whenever they are ingested."""
         return self._part("digest")
 
+    @property
+    def epoch(self) -> str:
+        """What the privacy ledger calls it: the beginning of its digest, which people see in `id` too."""
+        return self.digest[:_EPOCH_LENGTH]
+
     def _part(self, name: str) -> str:
         match = _CHUNK.match(self.name)
         return (match[name] if match else None) or ""
@@ -170,8 +175,8 @@ class DataStore:
         return [Chunk(name, self._path / name) for name in sorted(os.listdir(self._path)) if _CHUNK.match(name)]
 
     def epochs(self) -> frozenset[str]:
-        """The chunks as the privacy ledger knows them: by the beginning of their digest, which people see in `Chunk.id` too."""
-        return frozenset(chunk.digest[:_EPOCH_LENGTH] for chunk in self.chunks())
+        """The chunks as the privacy ledger knows them."""
+        return frozenset(chunk.epoch for chunk in self.chunks())
 
     def contents(self) -> Iterator[Contents]:
         """Oldest first."""

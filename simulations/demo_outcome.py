@@ -112,7 +112,7 @@ def _checks(facts: Facts, answers: Answers, devices: Sequence[DeviceLine], marks
         Check("every round was committed", facts.job.rounds_committed == facts.job.rounds_total,
               f"{facts.job.rounds_committed} of {facts.job.rounds_total}"),
         Check("the killed device's masks were taken out of the sum", bool(killed) and killed <= recovered,
-              f"recovered: {', '.join(sorted(recovered)) or 'none'}"),
+              ", ".join(sorted(recovered)) or "none"),
         Check("the killed agent came back by itself", sum(facts.restarts.values()) == 1, f"{sum(facts.restarts.values())} restart"),
         Check("every device proves the new release", proven == len(devices), f"{proven} of {len(devices)}"),
         Check("the ruined release was refused at the canary", facts.bad.state == "REFUSED" and took_bad == 0,

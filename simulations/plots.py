@@ -59,7 +59,7 @@ def accuracy_by_round(outcome: Outcome) -> str:
             _note(axes, one.round - 0.5, 0.32, note, _ORANGE)
     for one in rounds:
         if one.recovered:
-            _note(axes, one.round, 0.12, f"{one.recovered} killed,\nmasks recovered", _RED)
+            _note(axes, one.round, 0.12, f"{one.recovered} killed,\nmasks taken out", _RED)
     _by_round(axes, "accuracy, %")
     _legend(figure)
     return _svg(figure)

@@ -25,7 +25,7 @@ for_s = 5.0               # how long a delay, throttle or partition lasts
 
 [expect]
 rounds_committed = 3
-recovered_at_least = 1
+recovered_at_least = 1    # devices dropped, their masks taken out
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +99,7 @@ class Expect:
     rounds_committed: int = -1
     attempts_at_most: int = -1  # over all rounds
     counted_at_least: int = -1  # in every committed round
-    recovered_at_least: int = -1  # over all rounds
+    recovered_at_least: int = -1  # over all rounds: dropped out, with their masks taken out of the sum
     rejected_at_least: int = -1
     failed_requests_at_most: int = 0
     accuracy_at_least: float = -1.0  # of the last round that measured it, on held-out examples, a share
@@ -174,7 +174,7 @@ def judge(expect: Expect, *, state: str, rounds: Sequence[Round], failed: int | 
         ("rounds committed", "exactly", expect.rounds_committed, len(committed)),
         ("attempts at rounds", "at most", expect.attempts_at_most, len(rounds)),
         ("devices counted in each committed round", "at least", expect.counted_at_least, counted),
-        ("devices that dropped out and were recovered", "at least", expect.recovered_at_least, total("recovered")),
+        ("devices dropped, their masks taken out", "at least", expect.recovered_at_least, total("recovered")),
         ("updates rejected", "at least", expect.rejected_at_least, total("rejected")),
         ("requests failed", "at most", -1 if failed is None else expect.failed_requests_at_most, failed or 0),
         ("last accuracy measured", "at least", expect.accuracy_at_least, accuracies[-1] if accuracies else 0.0),

@@ -1,5 +1,6 @@
 """A coordinator's jobs around a fleet in memory: what the tests of jobs start, break and start again."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from sqlalchemy import Engine, insert
 
 from coordinator.rounds.grid import Fleet
 from coordinator.rounds.loop import Workshop
+from coordinator.rounds.memory import MemoryJobStore
 from coordinator.rounds.ports import JobStore, ModelState, NullTraffic, Traffic
 from coordinator.rounds.round import Event, Job, Outcome, RoundRow
 from coordinator.rounds.service import JobService
@@ -144,6 +146,28 @@ class Place:
 
     def kinds(self, job: Job) -> list[str]:
         return [event.kind for event in self.store.events(job.id)]
+
+    def close(self) -> None:
+        for service in self.services:
+            service.close()
+        self.fleet.close()
+
+
+class Places(contextlib.ExitStack):
+    """Makes places; all that runs in them ends with the test, also with one that fails."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def make(self, fleet: MemoryFleet | None = None, *, folder: str = "", attach: bool = True) -> Place:
+        """Around four devices if no fleet is given, all of them attached unless `attach` says no."""
+        (self._folder / folder).mkdir(exist_ok=True)
+        place = Place(fleet or MemoryFleet(), MemoryJobStore(), self._folder / folder)
+        self.callback(place.close)
+        if attach:
+            place.fleet.attach_all()
+        return place
 
 
 class FaultyStore:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load
 
 from coordinator.cli.parse import read_text
 from coordinator.cli.render import print_fields, print_json
@@ -33,15 +32,24 @@ def plan(file: Path, devices: int | None, parameters: int | None) -> "Forecast":
         raise ConfigError(
             f"of {devices} devices one may expect the promise to fail: state a smaller one", path="job.privacy.delta"
         )
-    return forecast(spec, _arrays(spec, parameters), devices or fewest)
-
-
-def _arrays(spec: JobSpec, parameters: int | None) -> "Arrays":
+    found, start = None, spec.start.arrays_file
+    if start and (parameters is None or Path(start).exists()):  # whatever size is asked for, `job submit` reads it
+        found = forecast(spec, _arrays_in(start), devices or fewest)
     if parameters is not None:
-        return {"model": np.broadcast_to(np.float32(0), (parameters,))}
-    if not spec.start.arrays_file:
+        model = {"model": np.broadcast_to(np.float32(0), (parameters,))}
+        found = forecast(spec, model, devices or fewest)
+    if found is None:
         raise ConfigError("the model's size is not in the job file: give --parameters", path="job.start")
-    return load(read_arrays(spec.start.arrays_file))
+    return found
+
+
+def _arrays_in(start: str) -> "Arrays":
+    """Checked as `job submit` checks them. Raises `ConfigError`."""
+    from coordinator.rounds.ports import ModelState
+    from coordinator.rounds.shelf import starting_arrays
+    from shared.flower import record_to_numpy
+
+    return record_to_numpy(starting_arrays(ModelState("", read_arrays(start))))
 
 
 def show_plan(found: "Forecast", *, as_json: bool) -> None:

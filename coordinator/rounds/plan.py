@@ -44,7 +44,7 @@ enabled = true
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from coordinator.rounds.closing import Policy
 from coordinator.rounds.grouping import bearing_one
@@ -56,6 +56,7 @@ from shared.secagg.graph import derive
 from shared.settings import Scalar, from_mapping, parse_table, parse_toml
 from shared.shares import share_of
 
+MIN_DEVICES = 2  # of a round, where the job does not say and sums are no secret
 _INTEGERS = range(-(1 << 63), 1 << 63)  # as TOML has them; Python reads larger ones too
 _SET_BY_STRATEGY: Mapping[str, str] = {"fedprox": "proximal_mu"}  # what it adds to what the client app is told
 
@@ -89,7 +90,7 @@ class Selection:
     """Shares are between 0 and 1. A round takes `fraction` of the cohort's connected devices, at least `min_devices`."""
 
     cohort: str = ""
-    min_devices: int = 2
+    min_devices: int = 0  # 0: as few as the job's sums may be over, 2 or, in secret, 3: `JobSpec` puts it here
     fraction: float = 1.0
     over_provision: float = 0.0  # so much more, as a share, for those who will drop out
     quorum: float = 0.5  # of the selected devices; their updates must be counted
@@ -103,10 +104,10 @@ class Selection:
         for name in ("fraction", "quorum", "wait_quantile"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1")
-        for name in ("min_devices", "round_timeout_s", "wait_for_devices_s", "max_attempts"):
+        for name in ("round_timeout_s", "wait_for_devices_s", "max_attempts"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive")
-        for name in ("grace_s", "over_provision"):
+        for name in ("min_devices", "grace_s", "over_provision"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative")
 
@@ -186,9 +187,14 @@ class JobSpec:
             raise ValueError(error.message) from error
         if not 1 <= self.rounds <= 100_000:
             raise ValueError("rounds is from 1 to 100000")
+        if not self.selection.min_devices:
+            fewest = MIN_CLIENTS if self.secure.enabled else MIN_DEVICES
+            object.__setattr__(self, "selection", replace(self.selection, min_devices=fewest))
         self._check_model()
         if self.secure.enabled and self.selection.min_devices < MIN_CLIENTS:
-            raise ValueError("secure aggregation needs min_devices of at least 3: a sum over two hides nothing")
+            raise ValueError(
+                f"secure aggregation needs selection.min_devices of at least {MIN_CLIENTS}: a sum over two hides nothing"
+            )
         if self.secure.enabled:
             self._check_rates()
         if not self.secure.enabled and self.secure != Secure(enabled=False):

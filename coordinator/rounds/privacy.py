@@ -105,7 +105,7 @@ def ledger_of(job: str, privacy: Privacy, history: Iterable[Line]) -> Ledger:
 
 def with_spend(ledger: Ledger, event: Event, number: int, attempt: int) -> Ledger:
     """Raises `Conflict` if that would overspend, saying what is left."""
-    return ledger.spend(event, ledger.epoch, f"{number}.{attempt}")
+    return ledger.spend(event, ledger.epoch, f"{number}.{attempt}", advice="submit another job for more rounds")
 
 
 def _event(line: Line) -> Event:

@@ -33,7 +33,7 @@ class Outcome(StrEnum):
     """What became of a device in a round: exactly one of these."""
 
     COUNTED = "counted"
-    RECOVERED = "recovered"  # dropped after dealing its shares; its masks were taken out of the sum
+    RECOVERED = "recovered"  # dropped after dealing its shares; its masks were taken out. Not the phase: that is about the counted
     DROPPED = "dropped"
     REJECTED = "rejected"
 

@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import structlog
 from flwr.app import ArrayRecord
 
@@ -18,14 +17,13 @@ from coordinator.rounds.plan import JobSpec
 from coordinator.rounds.ports import JobStore, ModelState, Traffic
 from coordinator.rounds.privacy import forecast, ledger_of
 from coordinator.rounds.round import DeviceRef, Event, Job, RoundRow
-from coordinator.rounds.shelf import Shelf, arrays_of
+from coordinator.rounds.shelf import Shelf, starting_arrays
 from coordinator.rounds.states import JOB_ENDED, JobEvent, JobState, RoundState, after
 from shared.client_apps import app_names
 from shared.clock import Clock
 from shared.errors import (
     ConfigError,
     Conflict,
-    Malformed,
     NotFound,
     RoundAborted,
     ShoalError,
@@ -90,7 +88,7 @@ class JobService:
         members = self._bench.fleet.directory.members(spec.selection.cohort)
         _check_app(spec.client_app, members)
         start = self._starting_point(spec)
-        arrays = _checked_start(start)
+        arrays = starting_arrays(start)
         _check_sum(spec, arrays, len(members))
         now = self._clock.now()
         job = Job(
@@ -272,20 +270,6 @@ def _check_app(name: str, members: Iterable[DeviceRef]) -> None:
     raise ConfigError(
         f"no device says that it has {name!r}; there are {', '.join(known[:_MAX_NAMED])}{more}", path="job.client_app"
     )
-
-
-def _checked_start(start: ModelState) -> ArrayRecord:
-    """Raises `ConfigError` unless there are arrays, all finite."""
-    try:
-        arrays = arrays_of(start)
-    except Malformed as error:
-        raise ConfigError(str(error), path="job.start") from error
-    if not arrays:
-        raise ConfigError("there are no arrays to start from", path="job.start")
-    for name, value in record_to_numpy(arrays).items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ConfigError(f"{name} holds NaN or infinite values", path="job.start")
-    return arrays
 
 
 def _check_sum(spec: JobSpec, arrays: ArrayRecord, members: int) -> None:

@@ -4,17 +4,19 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from coordinator.rounds.ports import JobStore, ModelState
 from coordinator.rounds.round import Event, Job
 from shared.blobs import Blobs
-from shared.errors import Corrupt
+from shared.errors import ConfigError, Corrupt, Malformed
 from shared.flower import (
     arrays_from_safetensors,
     arrays_to_safetensors,
     decode_records,
     encode_records,
+    record_to_numpy,
     remember_digest,
 )
 from shared.ids import Digest
@@ -89,3 +91,17 @@ def as_model(arrays: ArrayRecord, model_json: str) -> ModelState:
 def arrays_of(state: ModelState) -> ArrayRecord:
     """Raises `Malformed`."""
     return arrays_from_safetensors(state.arrays)
+
+
+def starting_arrays(state: ModelState) -> ArrayRecord:
+    """Raises `ConfigError` unless there are arrays, all finite."""
+    try:
+        arrays = arrays_of(state)
+    except Malformed as error:
+        raise ConfigError(str(error), path="job.start") from error
+    if not arrays:
+        raise ConfigError("there are no arrays to start from", path="job.start")
+    for name, value in record_to_numpy(arrays).items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ConfigError(f"{name} holds NaN or infinite values", path="job.start")
+    return arrays

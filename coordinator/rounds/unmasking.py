@@ -13,8 +13,8 @@ WORTH_BLOCKS = 8  # of keystream a core: less is done before a thread has begun
 
 
 def apply_masks_on_all_cores(residues: Residues, masks: list[Mask], *, cores: int | None = None) -> None:
-    """As `apply_masks`. Each core takes a part of a long vector, since a cipher can start anywhere; of a short one a part of the masks,
-    if they are many. The cipher lets go of the interpreter lock.
+    """As `apply_masks`. Each core takes a part of a long vector, since a cipher can start anywhere; of a short one, a part of the
+    masks, if they are many. The cipher lets go of the interpreter lock.
     """
     cores = cores or len(os.sched_getaffinity(0))
     parts = min(cores, residues.nbytes // BLOCK_BYTES)

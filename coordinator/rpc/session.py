@@ -20,6 +20,7 @@ from coordinator.fleet.ports import SessionListener
 from coordinator.fleet.registry import Registry
 from coordinator.fleet.states import DeviceState
 from coordinator.rpc.interceptors import calling_device, calling_peer
+from coordinator.rpc.traffic import TrafficMeter
 from protos.fleet.v1 import session_pb2, session_pb2_grpc
 from shared.errors import Forbidden, Malformed, ShoalError, Unavailable
 from shared.ids import CommandId, DeviceId, new_command_id
@@ -60,10 +61,13 @@ class _Stream:
 
 
 class SessionHub(session_pb2_grpc.SessionServicer):
-    """Implements `coordinator.fleet.ports.Sessions`. Build it inside the running event loop."""
+    """Implements `coordinator.fleet.ports.Sessions`. Build it inside the running event loop. Of what it carries, tasks and their
+    results count as `traffic`.
+    """
 
-    def __init__(self, registry: Registry, *, heartbeat_s: float, threads: int = 8) -> None:
+    def __init__(self, registry: Registry, traffic: TrafficMeter, *, heartbeat_s: float, threads: int = 8) -> None:
         self._registry = registry
+        self._traffic = traffic
         self._heartbeat_s = heartbeat_s
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="session")
@@ -118,7 +122,10 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         stream.reader = asyncio.create_task(self._read(stream, events), name=f"session {device.name}")
         try:
             while (command := await stream.outbox.get()) is not _CLOSE:
-                yield command_to_proto(command)
+                said = command_to_proto(command)
+                if isinstance(command.order, RunTask):
+                    self._traffic.sent(device.id, said.ByteSize())
+                yield said
             if stream.reason is not None:
                 raise stream.reason
         finally:
@@ -157,7 +164,10 @@ class SessionHub(session_pb2_grpc.SessionServicer):
         subject = calling_peer().subject
         try:
             while True:
-                message = event_from_proto(await asyncio.wait_for(anext(events), self._patience_s))
+                said = await asyncio.wait_for(anext(events), self._patience_s)
+                message = event_from_proto(said)
+                if isinstance(message.event, TaskResult):
+                    self._traffic.received(stream.device, said.ByteSize())
                 if subject is not None:
                     device = self._registry.admitted(subject)
                     if device is None:

@@ -7,7 +7,9 @@ from shared.ids import DeviceId
 
 
 class TrafficMeter:
-    """Counts payload bytes on the wire (after compression) since the last `take`. Safe to call from any thread."""
+    """Counts bytes on the wire since the last `take`: tasks, their results, and blobs (after compression). Safe to call from any
+    thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

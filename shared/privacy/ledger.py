@@ -59,7 +59,11 @@ class Ledger:
     @property
     def spent(self) -> float:
         """Epsilon so far, at the budget's delta."""
-        return epsilon(self._counts, self.budget.delta)
+        return self.spent_at(self.budget.delta)
+
+    def spent_at(self, delta: float) -> float:
+        """Epsilon so far; infinite where none can be promised at this delta."""
+        return epsilon(self._counts, delta)
 
     def plan(self, event: Event, rounds: int) -> float:
         """Epsilon after so many more rounds of `event`."""
@@ -73,10 +77,11 @@ class Ledger:
             low, high = (middle, high) if self._allows(event, middle) else (low, middle)
         return low
 
-    def spend(self, event: Event, job: str, round_id: str) -> "Ledger":
+    def spend(self, event: Event, job: str, round_id: str, *, advice: str = "") -> "Ledger":
         """With one round of `event` recorded; this ledger itself if that round is in it already.
 
-        Raises `Conflict` if it would overspend, saying what is left, or if the round is in it with another event.
+        Raises `Conflict` if it would overspend, saying what is left and, as `advice`, what to do, or if the round is in it with
+        another event.
         """
         known = next((item.event for item in self.spends if (item.job, item.round_id) == (job, round_id)), None)
         if known == event:
@@ -86,7 +91,7 @@ class Ledger:
                 f"round {round_id} of {job} is in the ledger with other noise: run it again under an id of its own"
             )
         if not self._allows(event, 1):
-            raise Conflict(self._refusal(event, job, round_id))
+            raise Conflict(self._refusal(event, job, round_id) + (f": {advice}" if advice else ""))
         return replace(self, spends=(*self.spends, Spend(job, round_id, event)))
 
     @property
@@ -101,7 +106,7 @@ class Ledger:
         return (
             f"round {round_id} of {job} would bring data epoch {self.epoch} to epsilon {self.plan(event, 1):.4g}; "
             f"of {self.budget.epsilon:g} at delta {self.budget.delta:g}, {spent:.4g} is spent and "
-            f"{max(0.0, self.budget.epsilon - spent):.4g} left: ask for more noise, or wait for new data"
+            f"{max(0.0, self.budget.epsilon - spent):.4g} left"
         )
 
     def to_json(self) -> str:
@@ -126,24 +131,29 @@ class Ledger:
 
 
 def charged(
-    ledgers: Mapping[str, Ledger], epochs: Iterable[str], charge: Charge, own: Budget | None = None
+    ledgers: Mapping[str, Ledger],
+    epochs: Iterable[str],
+    charge: Charge,
+    own: Budget | None = None,
+    *,
+    advice: str = "",
 ) -> dict[str, Ledger]:
     """`ledgers`, by epoch, with one round recorded in that of each of `epochs`. The job keeps to its budget in each; all jobs
     together keep to `own`, if there is one.
 
-    Raises `Conflict` if an epoch would be overspent, if the job stated another budget before, or if the round is in a ledger
-    already: its noise may have been drawn. Nothing is changed then.
+    Raises `Conflict` if an epoch would be overspent, with `advice` on what to do then, if the job stated another budget before, or
+    if the round is in a ledger already: its noise may have been drawn. Nothing is changed then.
     """
     after, known = dict(ledgers), dict[tuple[Spend, ...], tuple[Spend, ...]]()
     for epoch in sorted(epochs):
         spends = ledgers[epoch].spends if epoch in ledgers else ()
         if spends not in known:  # files that came together have spent alike
-            known[spends] = _with(epoch, spends, charge, own)
+            known[spends] = _with(epoch, spends, charge, own, advice)
         after[epoch] = Ledger(epoch, own or charge.budget, known[spends])
     return after
 
 
-def _with(epoch: str, spends: tuple[Spend, ...], charge: Charge, own: Budget | None) -> tuple[Spend, ...]:
+def _with(epoch: str, spends: tuple[Spend, ...], charge: Charge, own: Budget | None, advice: str) -> tuple[Spend, ...]:
     of_job = tuple(item for item in spends if item.job == charge.job)
     if any(item.round_id == charge.round_id for item in of_job):
         raise Conflict(
@@ -156,7 +166,7 @@ def _with(epoch: str, spends: tuple[Spend, ...], charge: Charge, own: Budget | N
         )
     for budget, counted in ((charge.budget, of_job), (own, spends)):
         if budget is not None:
-            Ledger(epoch, budget, counted).spend(charge.event, charge.job, charge.round_id)
+            Ledger(epoch, budget, counted).spend(charge.event, charge.job, charge.round_id, advice=advice)
     return (*spends, Spend(charge.job, charge.round_id, charge.event, charge.budget))
 
 

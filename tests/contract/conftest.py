@@ -1,4 +1,4 @@
-"""Databases for the contract suites: SQLite always, PostgreSQL when SHOAL_TEST_POSTGRES_URL names a server."""
+"""Databases and stores for the contract suites: SQLite always, PostgreSQL when SHOAL_TEST_POSTGRES_URL names a server."""
 
 import os
 import uuid
@@ -10,8 +10,12 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 
+from coordinator.fleet.ports import FleetStore, MetricStore
 from coordinator.store.engine import open_engine
+from coordinator.store.fleet import SqlFleetStore, SqlMetricStore
+from coordinator.store.memory_fleet import MemoryFleetStore, MemoryMetricStore
 from coordinator.store.migrate import upgrade
+from tests.contract.fleet_rows import ENTRY, device, token
 
 Build = Callable[[type, type], object]
 
@@ -59,3 +63,16 @@ def store_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Build
     with ExitStack() as stack:
         database = stack.enter_context(_sqlite(tmp_path) if request.param == "sqlite" else _postgresql())
         yield lambda _memory, sql: sql(database)
+
+
+@pytest.fixture
+def fleet(store_kind: Build) -> FleetStore:
+    return store_kind(MemoryFleetStore, SqlFleetStore)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def metrics(store_kind: Build, fleet: FleetStore) -> MetricStore:
+    """For a fleet of one, dev1."""
+    fleet.add_tokens([token("t1")], ENTRY)
+    fleet.enrol(device("dev1"), "t1", 2.0, ENTRY)
+    return store_kind(MemoryMetricStore, SqlMetricStore)  # type: ignore[return-value]

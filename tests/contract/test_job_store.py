@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -27,9 +28,8 @@ ROWS = (
 def store(store_kind: Callable[[type, type], object]) -> JobStore:
     made: JobStore = store_kind(MemoryJobStore, SqlJobStore)  # type: ignore[assignment]
     if isinstance(made, SqlJobStore):
-        fleet = MemoryFleet(size=2)
-        add_devices(made._engine, fleet)
-        fleet.close()
+        with closing(MemoryFleet(size=2)) as fleet:
+            add_devices(made._engine, fleet)
     return made
 
 

@@ -16,7 +16,7 @@ from simulations.processes import SILENCED, program
 from tests.e2e.kit import pretend_digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
-RECOVERED = "devices that dropped out and were recovered: at least 1"
+RECOVERED = "devices dropped, their masks taken out: at least 1"
 IMPOSSIBLE = """
 name = "impossible"
 devices = 3

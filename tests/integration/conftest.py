@@ -5,16 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.rounds.memory import MemoryJobStore
-from tests.job_place import Place
-from tests.memory_fleet import MemoryFleet
+from tests.integration.grid_scene import Scene, Scenes
+from tests.job_place import Place, Places
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    found = Place(MemoryFleet(), MemoryJobStore(), tmp_path)
-    found.fleet.attach_all()
-    yield found
-    for service in found.services:
-        service.close()
-    found.fleet.close()
+def places(tmp_path: Path) -> Iterator[Places]:
+    with Places(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def place(places: Places) -> Place:
+    return places.make()
+
+
+@pytest.fixture
+def scenes() -> Iterator[Scenes]:
+    with Scenes() as made:
+        yield made
+
+
+@pytest.fixture
+def scene(scenes: Scenes) -> Scene:
+    return scenes.make()

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from coordinator.rounds.memory import MemoryJobStore
 from coordinator.rounds.states import JobState, RoundState
 from shared.blobs import MemoryBlobs
 from shared.errors import ConfigError, Conflict, StorageFull, Unsupported
 from shared.ids import Digest
 from shared.session import CancelTask, RunTask
-from tests.job_place import Place
+from tests.job_place import Place, Places
 from tests.memory_fleet import MemoryAgent, MemoryFleet, Silence
 
 IMPOSSIBLE: dict[str, tuple[str, type[Exception], str]] = {
@@ -67,14 +66,13 @@ def test_an_impossible_job_is_refused_before_anything_is_stored(
     assert list(place.fleet.lasting.digests()) == []
 
 
-def test_rates_that_a_round_of_all_there_are_does_not_bear_are_refused(tmp_path: Path) -> None:
+def test_rates_that_a_round_of_all_there_are_does_not_bear_are_refused(places: Places) -> None:
     """Three of eight may drop out where half must reveal a share, but not four of nine."""
-    place = Place(MemoryFleet(9), MemoryJobStore(), tmp_path)
+    place = places.make(MemoryFleet(9))
     selection = "dropout = 0.45\ncorrupt = 0.0\n[selection]\nmin_devices = 8\n"
     with pytest.raises(Unsupported, match="of 9 clients, 4 may drop out and 0 may be corrupt: too many"):
         place.start_service().submit(place.toml(secure=True, more=selection))
     assert place.store.jobs() == []
-    place.fleet.close()
 
 
 USELESS_PUBLIC_DATA: dict[str, tuple[Callable[[Place], Path], str]] = {
@@ -126,13 +124,12 @@ def test_one_device_that_lists_very_many_apps_does_not_hide_why_a_job_is_refused
     assert len(str(refused.value)) < 2000
 
 
-def test_any_app_is_accepted_before_there_are_devices(tmp_path: Path) -> None:
-    empty = Place(MemoryFleet(0), MemoryJobStore(), tmp_path)
+def test_any_app_is_accepted_before_there_are_devices(places: Places) -> None:
+    empty = places.make(MemoryFleet(0))
     service = empty.start_service()
     toml = empty.toml(more="[selection]\nmin_devices = 2\n")
     for app in ("numbers", "echo"):
         assert service.submit(toml.replace("numbers", app)).state is JobState.SUBMITTED
-    service.close()
 
 
 def test_the_same_key_again_gives_the_same_job_and_another_job_under_it_is_refused(place: Place) -> None:

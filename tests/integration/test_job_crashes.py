@@ -4,6 +4,7 @@ A kill is an exception that no handler of ours may catch, raised before or after
 """
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from coordinator.store.migrate import upgrade
 from coordinator.store.rounds import SqlJobStore
 from shared.secagg.messages import RECORD
 from shared.session import RunTask
-from tests.job_place import Place, add_devices
+from tests.job_place import Place, Places, add_devices
 from tests.memory_fleet import MemoryAgent, MemoryFleet, Silence
 
 WRITES = ("create", "change", "begin", "advance", "note", "commit", "abandon", "abandon_open")
@@ -78,14 +79,13 @@ def job_file(place: Place, *, secure: bool) -> str:
 
 def undisturbed(folder: Path, *, secure: bool) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
     """What the job ends with, and how many writes it makes."""
-    place = Place(MemoryFleet(), MemoryJobStore(), folder)
-    place.fleet.attach_all()
-    store = MortalStore(place.store)
-    service = place.start_service(store)
-    job = service.wait(service.submit(job_file(place, secure=secure), KEY).id, 30.0)
-    place.fleet.close()
-    assert job.state is JobState.COMPLETED, job.reason
-    return place.arrays(job), len(store.writes)
+    with closing(Place(MemoryFleet(), MemoryJobStore(), folder)) as place:
+        place.fleet.attach_all()
+        store = MortalStore(place.store)
+        service = place.start_service(store)
+        job = service.wait(service.submit(job_file(place, secure=secure), KEY).id, 30.0)
+        assert job.state is JobState.COMPLETED, job.reason
+        return place.arrays(job), len(store.writes)
 
 
 def live_and_die(place: Place, database: str, toml: str, at: int, *, after: bool) -> None:
@@ -120,17 +120,16 @@ def crash_and_compare(tmp_path: Path, *, secure: bool, after: bool) -> None:
         database = f"sqlite:///{folder / 'test.db'}"
         engine = open_engine(database)
         upgrade(engine)
-        place = Place(MemoryFleet(), MemoryJobStore(), folder)
-        add_devices(engine, place.fleet)
-        engine.dispose()
-        place.fleet.attach_all()
-        toml = job_file(place, secure=secure)
+        with closing(Place(MemoryFleet(), MemoryJobStore(), folder)) as place:
+            add_devices(engine, place.fleet)
+            engine.dispose()
+            place.fleet.attach_all()
+            toml = job_file(place, secure=secure)
 
-        live_and_die(place, database, toml, at, after=after)
-        job = live_on(place, database, toml)
+            live_and_die(place, database, toml, at, after=after)
+            job = live_on(place, database, toml)
 
-        assert_as_if_nothing_happened(place, job, expected, rounded=secure)
-        place.fleet.close()
+            assert_as_if_nothing_happened(place, job, expected, rounded=secure)
 
 
 def assert_as_if_nothing_happened(
@@ -226,10 +225,10 @@ SEEN: dict[str, tuple[bool, bool, set[tuple[str, RoundState]]]] = {
 
 @pytest.mark.parametrize(("secure", "dying", "expected"), SEEN.values(), ids=SEEN)
 def test_no_device_is_asked_anything_before_the_transition_that_led_there_is_written(
-    tmp_path: Path, secure: bool, dying: bool, expected: set[tuple[str, RoundState]]
+    places: Places, secure: bool, dying: bool, expected: set[tuple[str, RoundState]]
 ) -> None:
     """Transitions that nobody saw may share a transaction; these are seen."""
-    place = Place(MemoryFleet(), MemoryJobStore(), tmp_path)
+    place = places.make(attach=False)
     seen: set[tuple[str, RoundState]] = set()
 
     def note(agent: MemoryAgent, task: RunTask) -> None:
@@ -250,5 +249,3 @@ def test_no_device_is_asked_anything_before_the_transition_that_led_there_is_wri
     assert job.state is JobState.COMPLETED
     group = {(f"evaluate {phase}", RoundState.AGGREGATED) for phase in ("keys", "shares")}
     assert seen == (expected | group if dying else expected)
-    place.services[0].close()
-    place.fleet.close()

@@ -1,22 +1,18 @@
 """Jobs whose devices are summed in secret groups: robust strategies run on the real service, and say who was with whom."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from coordinator.rounds.memory import MemoryJobStore
 from coordinator.rounds.round import Outcome
 from coordinator.rounds.states import JobState
 from shared.client_apps import UNFIT
 from shared.errors import ConfigError, Unsupported
 from shared.flower import reply_error, reply_with
 from shared.session import RunTask
-from tests.job_place import Place
+from tests.job_place import Place, Places
 from tests.memory_fleet import MemoryAgent, MemoryFleet
-from tests.protocol.secagg.appgrid import START, Handler, train
+from tests.protocol.secagg.appgrid import START, train
 
 GROUPS = "groups = 3\nmin_group = 5\nmetrics = { loss = 10.0 }\n"
 
@@ -30,20 +26,9 @@ def poisoned(message: Message, context: Context) -> Message:
     return reply_with(message, RecordDict(records))
 
 
-def of_fifteen(folder: Path, trainers: Mapping[int, Handler] | None = None) -> Place:
-    folder.mkdir(exist_ok=True)
-    place = Place(MemoryFleet(15, trainers or {}), MemoryJobStore(), folder)
-    place.fleet.attach_all()
-    return place
-
-
 @pytest.fixture
-def fifteen(tmp_path: Path) -> Iterator[Place]:
-    place = of_fifteen(tmp_path)
-    yield place
-    for service in place.services:
-        service.close()
-    place.fleet.close()
+def fifteen(places: Places) -> Place:
+    return places.make(MemoryFleet(15))
 
 
 def test_a_job_with_a_robust_strategy_goes_through_the_states_of_one_with_a_single_sum(fifteen: Place) -> None:
@@ -61,16 +46,15 @@ def test_a_job_with_a_robust_strategy_goes_through_the_states_of_one_with_a_sing
     assert {event.detail.get("groups") for event in fifteen.store.events(job.id) if event.kind == "AGGREGATED"} == {3}
 
 
-def test_a_poisoned_device_moves_the_median_of_groups_much_less_than_the_mean(tmp_path: Path) -> None:
+def test_a_poisoned_device_moves_the_median_of_groups_much_less_than_the_mean(places: Places) -> None:
     moved = {}
     for strategy in ("fedavg", "fedmedian"):
         found = []
         for name, trainers in (("calm", {}), ("poisoned", {2: poisoned})):
-            place = of_fifteen(tmp_path / f"{strategy}-{name}", trainers)
+            place = places.make(MemoryFleet(15, trainers), folder=f"{strategy}-{name}")
             job = place.run(place.toml(strategy, rounds=1, secure=True, more=GROUPS + "clip_range = 100.0\n"))
             assert job.state is JobState.COMPLETED, job.reason
             found.append(place.arrays(job)["w"])
-            place.fleet.close()
         moved[strategy] = np.linalg.norm(found[1] - found[0])
     assert moved["fedmedian"] < 3
     assert moved["fedavg"] > 10
@@ -120,16 +104,15 @@ def test_the_median_is_not_taken_of_two_groups(fifteen: Place) -> None:
     assert "of 3 groups are left, 3 are needed" in job.reason
 
 
-def test_a_round_whose_devices_that_can_do_it_are_too_few_for_its_groups_is_not_run_again(tmp_path: Path) -> None:
+def test_a_round_whose_devices_that_can_do_it_are_too_few_for_its_groups_is_not_run_again(places: Places) -> None:
     def unfit(message: Message, context: Context) -> Message:
         return reply_error(message, UNFIT, "too large for this device")
 
-    place = of_fifteen(tmp_path, dict.fromkeys(range(1, 6), unfit))
+    place = places.make(MemoryFleet(15, dict.fromkeys(range(1, 6), unfit)))
     job = place.run(place.toml("fedmedian", rounds=1, secure=True, more=GROUPS))
 
     assert (job.state, len(place.store.rounds(job.id))) == (JobState.FAILED, 1)
     assert "would end like this again" in job.reason
-    place.fleet.close()
 
 
 def test_a_job_is_refused_for_groups_that_could_not_be(fifteen: Place) -> None:

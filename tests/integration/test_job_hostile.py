@@ -15,7 +15,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from coordinator.models import ReleasePublisher
 from coordinator.releases.release import Release
 from coordinator.rounds.loop import EXCLUDED
-from coordinator.rounds.memory import MemoryJobStore
 from coordinator.rounds.owned import OwnedBlobs
 from coordinator.rounds.ports import ModelState
 from coordinator.rounds.round import Job, Outcome
@@ -27,7 +26,7 @@ from shared.ids import DeviceId, Digest
 from shared.remote_blobs import open_blobs
 from shared.secagg.messages import RECORD
 from shared.session import Part, RunTask, TaskResult
-from tests.job_place import FaultyStore, Place
+from tests.job_place import FaultyStore, Place, Places
 from tests.memory_fleet import MemoryAgent, MemoryFleet
 from tests.unit.releases.factories import a_manifest
 
@@ -104,14 +103,11 @@ def test_a_job_is_not_ended_by(rewrite: Rewrite, place: Place) -> None:
 
 
 @pytest.fixture
-def five(tmp_path: Path) -> Any:
-    found = Place(MemoryFleet(5), MemoryJobStore(), tmp_path)
+def five(places: Places) -> Place:
+    found = places.make(MemoryFleet(5), attach=False)
     lying(found, 1, garbage_letters)
     found.fleet.attach_all()
-    yield found
-    for service in found.services:
-        service.close()
-    found.fleet.close()
+    return found
 
 
 def exclusions(place: Place, job: Job) -> list[tuple[int, int, str]]:

@@ -62,9 +62,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     place = Place(fleet, store, tmp_path)
     fleet.attach_all()
     yield place
-    for service in place.services:
-        service.close()
-    fleet.close()
+    place.close()
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -140,7 +138,9 @@ def test_a_job_that_would_overspend_by_its_own_history_ends_and_says_what_is_lef
     job = service.wait(service.submit(text).id, 60.0)
 
     assert (job.state, job.round) == (JobState.FAILED, 1)
-    assert re.search(f"of {EPSILON:g} at delta {DELTA:g}, [0-9.]+ is spent and [0-9.]+ left", job.reason)
+    assert re.search(
+        f"of {EPSILON:g} at delta {DELTA:g}, [0-9.]+ is spent and [0-9.]+ left: submit another job", job.reason
+    )
 
 
 SHOWN = {"distributed": "noise by devices", "central": "noise by the coordinator alone, which sees exact sums"}

@@ -87,6 +87,24 @@ async def test_an_agent_attaches_and_gets_commands_from_any_thread(front: Front)
     assert front.hub.connected() == {}
 
 
+async def test_a_task_and_its_result_count_as_traffic_and_nothing_else_that_a_session_carries(front: Front) -> None:
+    """Keys and shares of a secure round go this way: a device that sent nothing but those sent something."""
+    member = front.member("dev1")
+    agent = await attach(front, member)
+    front.hub.send(member.device.id, s.Renew())
+    await agent.hear()
+    await agent.say(s.Heartbeat())
+    front.hub.send(member.device.id, run_task(bytes(1000)))
+    await agent.hear()
+    await agent.say(s.TaskResult(TaskId("tsk-1"), (s.Part(bytes(3000)),)))
+    await until(lambda: front.recorder.events[-1][0] == "e1")
+
+    down, up = front.traffic.take(member.device.id)
+    assert 1000 < down < 1200
+    assert 3000 < up < 3100
+    await agent.close()
+
+
 async def test_events_reach_listeners_in_order(front: Front) -> None:
     member = front.member("dev1")
     agent = await attach(front, member)

@@ -118,6 +118,29 @@ def test_the_size_of_a_model_that_is_not_in_the_file_must_be_given(job: Path) ->
     assert found(job, "--parameters", "30000")["parameters"] == 30000
 
 
+UNUSABLE: dict[str, tuple[Any, type[Exception], str]] = {
+    "whole numbers": (np.zeros(3, np.int64), Unsupported, "array 'steps' is int64: under differential privacy only"),
+    "a number that is none": (np.array([np.nan], np.float32), ConfigError, "job.start: steps holds NaN"),
+}
+
+
+@pytest.mark.parametrize("words", [(), ("--parameters", "5000")], ids=["its own size", "another size"])
+@pytest.mark.parametrize(("array", "error", "says"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_start_that_cannot_be_submitted_has_no_plan_whatever_size_is_asked_for(
+    array: Any, error: type[Exception], says: str, words: tuple[str, ...], job: Path
+) -> None:
+    (job.parent / "start.safetensors").write_bytes(save({"weight": np.zeros(60, np.float32), "steps": array}))
+    with pytest.raises(error, match=says):
+        raise plan(job, *words).exception or AssertionError
+
+
+def test_a_start_on_another_machine_is_planned_for_by_its_size(job: Path) -> None:
+    (job.parent / "start.safetensors").unlink()
+    assert found(job, "--parameters", "5000")["parameters"] == 5000
+    with pytest.raises(ConfigError, match="there is no file"):
+        raise plan(job).exception or AssertionError
+
+
 @pytest.mark.parametrize(
     ("devices", "delta", "says"), [("3", "1e-5", "devices at least, not 3"), ("1000", "0.004", "state a smaller one")]
 )

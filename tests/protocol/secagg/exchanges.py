@@ -37,6 +37,8 @@ TRAIN = "train"
 GROUP = ["keys", "shares"]  # the phases that make a small group …
 ROUND = ["masked", "confirmed", "unmasked"]  # … and those of each of its rounds
 RECOVERY = [*ROUND, "recovered"]
+EVERYBODY = {1, 2, 3, 4, 5}  # nodes of an exchange of the usual size
+VICTIM = 2  # whom an attack is aimed at
 
 
 def secure(inner: AppGrid, authority: Any, config: SecureConfig = CONFIG) -> tuple[SecureGrid, Recorder]:

@@ -1,63 +1,46 @@
 """The attacks by name, each from end to end: real mods, the real `SecureGrid`, every message through its encoding.
 
-What else a server or a device may try at each step is in the modules beside this one, and damaged messages of every kind are in
-`test_damaged_messages`.
+Replay, values and settings have modules of their own, as has what else a server or a device may try at each step; damaged messages
+of every kind are in `test_damaged_messages`.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import context_to_proto
 
-from coordinator.rounds.exchange import SecureConfig
-from coordinator.rounds.secure_grid import AppRun, SecureGrid
-from edge_agent.residuals import LEFT
 from edge_agent.secure_mod import ModPolicy
 from shared.errors import PeerError, ProtocolError, RoundAborted
-from shared.flower import REFUSED, reply_with, with_content
+from shared.flower import REFUSED, with_content
 from shared.secagg.client import Client
 from shared.secagg.graph import Rates
 from shared.secagg.kept import pieces
 from shared.secagg.keys import KEY_BYTES
 from shared.secagg.messages import RECORD
 from shared.secagg.policy import Policy, of_a_device
-from shared.secagg.quantize import Total, decode
 from shared.secagg.shamir import SHARE_BYTES
-from shared.secagg.terms import GroupTerms, Settings
+from shared.secagg.terms import GroupTerms
 from tests.protocol.secagg.appgrid import (
-    START,
     AppGrid,
     Fault,
-    Handler,
     ProcessPerMessage,
-    Recorder,
-    changed,
     make_grid,
-    metrics,
     silent,
     tampering,
 )
 from tests.protocol.secagg.exchanges import (
-    GROUP,
-    RECOVERY,
+    EVERYBODY,
+    VICTIM,
     assert_mean_of,
-    assert_weight_and_loss_of,
     clients,
     exchange,
-    messages,
     secure,
 )
 from tests.protocol.secagg.kit import Fleet, assert_alone, told, tossed
-
-VICTIM = 2
-EVERYBODY = {1, 2, 3, 4, 5}
-
 
 # ---- keys
 
@@ -215,207 +198,6 @@ def test_both_share_request_finds_nothing_to_ask_for(kind: type[AppGrid]) -> Non
             assert (seed in sent, key in sent) == (asked and dealer == SILENT, asked and dealer == GONE)
 
 
-# ---- replay
-
-
-def recorded(inner: AppGrid, *, replies: bool) -> dict[str, dict[str, Any] | RecordDict]:
-    """What the victim is asked in each phase from now on, or what it answers."""
-    found: dict[str, Any] = {}
-
-    def recording(message: Message) -> Message:
-        record = dict(message.content.config_records[RECORD])
-        reply = inner.handle(message)
-        found[str(record["phase"])] = reply.content if replies else record
-        return reply
-
-    for phase in (*GROUP, *RECOVERY):
-        inner.faults[VICTIM, phase] = recording
-    return found
-
-
-def after_one(*, same_group: bool, replies: bool) -> tuple[AppGrid, SecureGrid, Recorder, dict[str, Any]]:
-    """An exchange was recorded; the next one, with vectors as long as its, is another round of its group or another group's."""
-    inner, authority = make_grid()
-    grid, seen = secure(inner, authority)
-    exchange(grid)
-    if not same_group:
-        grid.carried.drawn = None
-        inner.faults[4, "unmasked"] = silent
-    old = recorded(inner, replies=replies)
-    exchange(grid)
-    if not same_group:
-        grid.carried.drawn = None
-    for phase in (*GROUP, *RECOVERY):
-        inner.faults.pop((VICTIM, phase), None)
-    return inner, grid, seen, old
-
-
-# What the device says: a refusal that changes nothing, a complaint about letters that do not open, or nothing at all, since the
-# request is word for word the one that was meant: it says nothing about rounds, what it is answered with does.
-REQUESTS = {
-    **{(phase, "another round"): "refused" for phase in ("masked", "unmasked")},
-    ("confirmed", "another round"): "the same",
-    **{(phase, "another group"): "refused" for phase in (*GROUP, *RECOVERY)},
-    **{(phase, "another group, addressed to this one"): "refused" for phase in ("shares", "unmasked")},
-    **{(phase, "another group, addressed to this one"): "the same" for phase in ("keys", "confirmed", "recovered")},
-    ("masked", "another group, addressed to this one"): "a complaint",
-}
-
-
-@pytest.mark.parametrize(("case", "said"), REQUESTS.items(), ids=map(" of ".join, REQUESTS))
-def test_replay_of_a_request(case: tuple[str, str], said: str) -> None:
-    """A server asks again what it asked in another round of this group, or in another group: another job's is the same to a
-    device.
-    """
-    phase, source = case
-    inner, grid, seen, old = after_one(same_group=source == "another round", replies=False)
-    again: list[Message] = []
-
-    def replayed(record: dict[str, Any]) -> None:
-        record.update({**old[phase], **({"group_id": record["group_id"]} if "addressed" in source else {})})
-
-    def instead(message: Message) -> Message:
-        record: dict[str, Any] = message.content.config_records[RECORD]  # type: ignore[assignment]
-        meant = dict(record)
-        replayed(record)
-        assert (record == meant) == (said == "the same")
-        return inner.handle(message)
-
-    inner.faults[VICTIM, phase] = tampering(inner, again, replayed) if said == "refused" else instead
-    content = exchange(grid)
-    assert_weight_and_loss_of(content, EVERYBODY - ({VICTIM} if said == "a complaint" else set()))
-    assert [reply.error.code for reply in again] == [REFUSED] * (said == "refused")
-    assert ("could not use the shares" in seen.reason(VICTIM)) == (said == "a complaint")
-
-
-REPLIES = {
-    **{(phase, "another round"): "counted" for phase in ("confirmed", "unmasked")},
-    **{(phase, "another group"): "rejected" for phase in GROUP},
-    **{(phase, "another group"): "counted" for phase in ("confirmed", "unmasked")},
-    **{("masked", source): "no sum" for source in ("another round", "another group")},
-    ("recovered", "another group"): "counted",
-}
-
-
-@pytest.mark.parametrize(("case", "fate"), REPLIES.items(), ids=map(" of ".join, REPLIES))
-def test_replay_of_a_reply(case: tuple[str, str], fate: str) -> None:
-    """A device, or a server that speaks for it, answers what it answered in another round or group: it is left out by name, its
-    part is had from the others, or there is no sum. Never a wrong one.
-    """
-    phase, source = case
-    inner, grid, seen, old = after_one(same_group=source == "another round", replies=True)
-    inner.faults[VICTIM, phase] = lambda message: (inner.handle(message), reply_with(message, old[phase]))[1]
-    if fate == "no sum":
-        with pytest.raises(RoundAborted, match="masks did not cancel"):
-            exchange(grid)
-        return
-    assert_weight_and_loss_of(exchange(grid), EVERYBODY - ({VICTIM} if fate == "rejected" else set()))
-    assert seen.fates[VICTIM] == fate
-
-
-# ---- values
-
-WEIGHTS: dict[str, tuple[float, str]] = {
-    "one above the maximum": (101, "max_weight 100"),
-    "a multiple of the modulus": (1 << 32, "max_weight 100"),
-    "huge": (2**62, "max_weight 100"),
-    "infinite": (math.inf, "max_weight 100"),
-    "negative": (-1, "whole number"),
-    "minus infinity": (-math.inf, "whole number"),
-    "a fraction": (1.5, "whole number"),
-    "NaN": (math.nan, "whole number"),
-}
-
-
-def assert_left_out(trainer: Handler, reason: str) -> None:
-    """By name and reason, and the mean over the others is exact."""
-    inner, authority = make_grid(trainers={VICTIM: trainer})
-    grid, seen = secure(inner, authority)
-    assert_mean_of(exchange(grid), EVERYBODY - {VICTIM})
-    assert seen.fates == {**dict.fromkeys(EVERYBODY, "counted"), VICTIM: "rejected"}
-    assert reason in seen.reason(VICTIM)
-    assert VICTIM not in {node for node, phase, _ in inner.sent if phase == "masked"}, "nothing left the device"
-    assert not any(name.startswith(LEFT) for name in inner.nodes[VICTIM].context.state)
-
-
-@pytest.mark.parametrize(("weight", "reason"), WEIGHTS.values(), ids=WEIGHTS)
-def test_overflowing_weights(weight: float, reason: str) -> None:
-    assert_left_out(metrics(num_examples=weight, loss=1.0), reason)
-
-
-VALUES: dict[str, dict[str, np.ndarray[Any, Any]]] = {
-    "NaN": {"w": np.full((3, 4), np.nan, np.float32)},
-    "one NaN": {"w": np.where(np.arange(12).reshape(3, 4) == 11, np.nan, 0).astype(np.float32)},
-    "infinity": {"b": np.array(np.inf)},
-    "minus infinity": {"b": np.array(-np.inf)},
-    "a number that overflows": {"b": np.array(1e308)},
-}
-
-
-@pytest.mark.parametrize("arrays", VALUES.values(), ids=VALUES)
-def test_nan_and_infinity(arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    assert set(arrays) <= set(START)
-    assert_left_out(lambda m, c: changed(m, c, **arrays), "holds a value that is not finite")
-
-
-def test_nan_in_the_model_that_is_sent_out() -> None:
-    """Nothing finite can be said of a change against it: every device refuses."""
-    grid, seen = secure(*make_grid())
-    batch = messages()
-    for message in batch:
-        record = message.content.array_records["arrays"]
-        record["b"] = type(record["b"])(np.array(np.nan))
-    with pytest.raises(RoundAborted):
-        grid.send_and_receive(batch)
-    assert seen.fates == dict.fromkeys(EVERYBODY, "rejected")
-
-
-# ---- settings
-
-
-OTHER_SETTINGS: dict[str, Any] = {
-    "weight_key": "private",
-    "feedback": 0,
-    "max_weight": 99,
-    "subsample": 0.5,
-    "unit_weight": 3.0,
-}
-
-
-@pytest.mark.parametrize("name", OTHER_SETTINGS)
-def test_settings_that_differ_from_device_to_device_mask_nothing(name: str) -> None:
-    """Had all others another metric for their weight, one that is 0, the sum would be one device's."""
-    inner, authority = make_grid()
-    grid, seen = secure(inner, authority)
-    exchange(grid)
-    for node in EVERYBODY - {VICTIM}:
-        inner.faults[node, "masked"] = told_otherwise(inner, name)
-    with pytest.raises(RoundAborted):
-        exchange(grid)
-    for node in EVERYBODY - {VICTIM}:
-        outcome = seen.summaries[-1].outcomes[node]
-        assert (outcome.code, "settings" in outcome.reason or "subsample" in outcome.reason) == (REFUSED, True)
-
-
-def told_otherwise(inner: AppGrid, name: str) -> Fault:
-    def fault(message: Message) -> Message:
-        record = ConfigRecord({**message.content.config_records[RECORD], name: OTHER_SETTINGS[name]})
-        return inner.handle(with_content(message, RecordDict({**message.content, RECORD: record})))
-
-    return fault
-
-
-def test_a_run_of_other_settings_masks_nothing() -> None:
-    """Flower's own engines hand an app the run's settings beside each message."""
-    inner, authority = make_grid()
-    grid, seen = secure(inner, authority)
-    for node in EVERYBODY:
-        inner.nodes[node].context.run_config = {"lr": 0.1 if node == VICTIM else 0.0}
-    grid.app = AppRun(run_config={"lr": 0.0})
-    exchange(grid)
-    assert (seen.summaries[-1].outcomes[VICTIM].code, seen.fates[1]) == (REFUSED, "counted")
-
-
 @pytest.mark.parametrize(
     ("rates", "reason"),
     [(Rates(corrupt=0.0), "at least 0.05"), (Rates(abort_bits=256), "at most 40")],
@@ -427,42 +209,3 @@ def test_a_layout_in_which_few_could_unmask_a_device_is_refused_by_an_agents_pol
     with pytest.raises(ProtocolError, match=reason):
         policy.check(GroupTerms("g", 200, 8, rates))
     policy.check(GroupTerms("g", 200, 8, Rates()))
-
-
-def test_a_device_that_lies_about_sizes_spoils_a_round_or_little() -> None:
-    """Said to be larger than a device can be, they end the round; the largest that it can say moves a scale by one step."""
-    schema = (
-        Settings().after(Total(5, 500, {}, {}, sizes={"w": 1.0})).schema(5, {"w": np.zeros(64, np.float32)}, bytes(32))
-    )
-    total = schema.zeros()
-    total[0] = 5  # the count's lowest digit
-    total[schema.digits] = 5
-    total[4 * schema.digits - 1] = (1 << schema.modulus_bits) - 1  # the highest digit of w's size
-    with pytest.raises(RoundAborted, match="sizes"):
-        decode(schema, total, 5)
-
-
-def test_two_jobs_on_the_same_devices_do_not_disturb_each_other() -> None:
-    """They have their own keys, models and leftovers, though the app and its context are the same."""
-    inner, authority = make_grid()
-    config = SecureConfig(max_weight=100, clip_range=4.0, delta_broadcast=True)
-    jobs = {run: secure(inner, authority, config) for run in (1, 2)}
-    for _ in range(3):
-        for run, (grid, _) in jobs.items():
-            for node in inner.nodes.values():
-                node.context.run_id = run
-            exchange(grid)
-    for _, seen in jobs.values():
-        assert seen.passed[1:] == [["masked", "confirmed", "unmasked"]] * 2
-        assert set(seen.fates.values()) == {"counted"}
-
-
-def test_what_one_run_made_another_cannot_use_up() -> None:
-    inner, authority = make_grid()
-    grid, seen = secure(inner, authority)
-    exchange(grid)
-    for node in inner.nodes.values():
-        node.context.run_id = 8
-    with pytest.raises(RoundAborted):
-        exchange(grid)
-    assert all("no keys for this group" in seen.reason(node) for node in EVERYBODY)

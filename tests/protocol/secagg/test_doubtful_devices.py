@@ -34,8 +34,8 @@ def vanishing(inner: AppGrid, nodes: Iterable[int]) -> None:
         inner.faults[node, "masked"] = silent
 
 
-def counted(seen: Recorder) -> set[int]:
-    return {node for node, fate in seen.fates.items() if fate == "counted"}
+def counted(seen: Recorder) -> frozenset[int]:
+    return frozenset(node for node, fate in seen.fates.items() if fate == "counted")
 
 
 def makes_keys(seen: Recorder) -> bool:

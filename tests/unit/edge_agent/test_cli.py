@@ -11,9 +11,14 @@ from click.testing import CliRunner
 
 from edge_agent.cli import cli
 from edge_agent.client_app import memory
+from edge_agent.config import Home
+from edge_agent.ledger import FileLedgers
 from edge_agent.report import as_lines
 from edge_agent.storage import Chunk, DataStore
 from shared.cli import run_cli
+from shared.privacy.accountant import Budget, epsilon
+from shared.privacy.events import Skellam
+from shared.privacy.ledger import Charge
 from shared.signing.tokens import JoinToken
 from tests.unit.test_coordinator_cli import every_command
 
@@ -125,6 +130,67 @@ def test_what_was_ingested_is_listed_and_can_be_removed(run: Run, shard: Callabl
 
     assert run("data", "remove", "tuesday.npz").out == f"{second['name']} removed\n"
     assert [one["name"] for one in json.loads(run("data", "list", "--json").out)] == [first["name"]]
+
+
+EVENT = Skellam(variance=400.0, contributors=50, squared_norm=900, dimension=1000)
+
+
+@pytest.fixture
+def spent(run: Run, shard: Callable[[str, list[int]], str], tmp_path: Path) -> Home:
+    """A home with monday's file, over which a job had two rounds, and tuesday's."""
+    home = Home(tmp_path / "home")
+    run("ingest", shard("monday.npz", [0, 1, 2, 5]))
+    ledgers = FileLedgers(home.ledger, DataStore(home.data).epochs)
+    for number in range(2):
+        ledgers.spend(Charge("run 7", f"round-{number}", EVENT, Budget(4.0, 1e-5)), ledgers.epochs())
+    run("ingest", shard("tuesday.npz", [1, 1, 77]))
+    return home
+
+
+def privacy(run: Run) -> list[object]:
+    return [one["privacy"] for one in json.loads(run("data", "list", "--json").out)]
+
+
+def cells(run: Run) -> list[str]:
+    """What is in the column EPSILON."""
+    title, *rows = run("data", "list").out.splitlines()
+    start, end = title.index("EPSILON"), title.index("FILE")
+    return [row[start:end].strip() for row in rows]
+
+
+def test_what_private_jobs_have_cost_each_file_is_listed_beside_it(run: Run, spent: Home) -> None:
+    at_ours = epsilon({EVENT: 2}, 1e-6)
+    assert privacy(run) == [{"epsilon": at_ours, "limit": None, "delta": 1e-6}, None]
+    assert cells(run) == [f"{at_ours:.3g}", "-"]
+
+    (spent.path / "agent.toml").write_text("max_epsilon = 8\nmax_epsilon_delta = 1e-5\n")
+    looser = epsilon({EVENT: 2}, 1e-5)
+    assert looser < at_ours
+    assert privacy(run) == [
+        {"epsilon": looser, "limit": 8.0, "delta": 1e-5},
+        {"epsilon": 0.0, "limit": 8.0, "delta": 1e-5},
+    ]
+    assert cells(run) == [f"{looser:.3g} of 8", "0 of 8"]
+
+
+def test_where_nothing_was_spent_and_nothing_is_limited_no_privacy_is_listed(
+    run: Run, shard: Callable[[str, list[int]], str]
+) -> None:
+    run("ingest", shard("monday.npz", [0, 1]))
+    assert privacy(run) == [None]
+    assert "EPSILON" not in run("data", "list").out
+
+
+def test_a_cost_that_has_no_bound_is_no_number_in_json(run: Run, spent: Home) -> None:
+    (spent.path / "agent.toml").write_text("max_epsilon_delta = 1e-300\n")
+    assert privacy(run) == [{"epsilon": None, "limit": None, "delta": 1e-300}, None]
+    assert cells(run) == ["inf", "-"]
+
+
+def test_files_are_listed_also_when_the_ledger_is_damaged(run: Run, spent: Home) -> None:
+    spent.ledger.write_text("nothing spent\n")
+    assert privacy(run) == [{"epsilon": None, "limit": None, "delta": 1e-6}] * 2
+    assert cells(run) == ["ledger damaged"] * 2
 
 
 @pytest.mark.parametrize("again", ["before", "meanwhile", "gone already"])

@@ -84,6 +84,14 @@ def test_what_would_overspend_is_refused_with_what_is_left(kept: FileLedgers | M
     assert rounds(kept, "b") == [("run 7", "next")]
 
 
+def test_who_is_refused_is_told_how_to_go_on(tmp_path: Path) -> None:
+    kept = ledgers(tmp_path)
+    spend_all(kept, ONE)
+    for asked in (kept.check, kept.spend):
+        with pytest.raises(Conflict, match=r"left: `edge-agent data remove` .* new data brings new budget$"):
+            asked(replace(ONE, round_id="next"), A)
+
+
 def test_each_job_has_a_budget_of_its_own(kept: FileLedgers | MemoryLedgers) -> None:
     assert spend_all(kept, ONE) == spend_all(kept, replace(ONE, job="run 8")) > 5
 

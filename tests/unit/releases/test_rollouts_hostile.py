@@ -14,9 +14,7 @@ from shared.ids import RolloutId
 from shared.session import Install, Serving
 from shared.signing.certificates import Authority
 from tests.unit.releases.factories import Device, a_bundle, a_receipt
-from tests.unit.releases.world import World
-
-ALL_AT_ONCE = "stages = [1.0]"
+from tests.unit.releases.world import ALL_AT_ONCE, World
 
 
 def serving(world: World, number: int) -> Serving:

@@ -15,6 +15,8 @@ from shared.errors import StorageFull
 from shared.ids import RolloutId
 from tests.unit.releases.factories import NOW, Device, Fleet, a_bundle, a_pen, a_receipt, inspect
 
+ALL_AT_ONCE = "stages = [1.0]"  # a plan
+
 
 class World:
     """A coordinator's release side with a fleet of four. Releases 1 and 2 are published."""

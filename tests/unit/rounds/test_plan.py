@@ -81,6 +81,27 @@ def test_the_defaults_are_secure_and_average() -> None:
     assert set(spec.secret_metrics) == {"train_loss", "eval_acc_before", "eval_loss_before"}
 
 
+PLAIN = TOP + "[secure]\nenabled = false\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fewest"),
+    {
+        "in secret": (TOP, 3),
+        "in secret, said": (TOP + "[secure]\nenabled = true\n", 3),
+        "in secret, of a cohort": (TOP + '[selection]\ncohort = "site=lab"\n', 3),
+        "plain": (PLAIN, 2),
+        "plain, and said": (PLAIN + "[selection]\nmin_devices = 1\n", 1),
+    }.values(),
+)
+def test_a_job_that_does_not_say_begins_rounds_with_as_few_devices_as_its_sums_may_be_over(
+    text: str, fewest: int
+) -> None:
+    for read in (JobSpec.parse, JobSpec.accepted):
+        assert read(text).selection.min_devices == fewest
+        assert read(text).selection.how_many(50) == 50
+
+
 def test_a_private_job_tells_no_metric_and_pays_for_spare_rounds_too() -> None:
     spec = JobSpec.parse(PRIVATE + "epsilon = 2\nspare_rounds = 3\n")
     assert spec.secret_metrics == {}
@@ -168,7 +189,8 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     ),
     "a clip range of zero": (SECURE + "[secure]\nclip_range = 0.0\n", "job.secure"),
     "a metric without a range": (SECURE + "[secure]\nmetrics = { loss = 0.0 }\n", "job.secure"),
-    "a secret sum over two": (TOP + "[selection]\nmin_devices = 2\n", "at least 3"),
+    "a secret sum over two": (TOP + "[selection]\nmin_devices = 2\n", "selection.min_devices of at least 3"),
+    "fewer devices than none": (TOP + "[selection]\nmin_devices = -1\n", "job.selection"),
     "secure off and configured": (TOP + "[secure]\nenabled = false\nclip_range = 1.0\n", "remove one of the two"),
     "a training value that is a list": (SECURE + "[train]\nlr = [0.1]\n", "job.train"),
     "a training value that is not finite": (SECURE + "[train]\nlr = nan\n", "not finite"),

@@ -55,7 +55,7 @@ def some_outcome() -> Outcome:
     ]
     checks = (
         Check("no request failed", True, "0 of 7,681"),
-        Check("the round with the killed agent was committed", True, "7 counted, 1 recovered"),
+        Check("the round with the killed agent was committed", True, "7 counted, 1 dropped"),
         Check("the bad release was refused", True, "0 devices serve it"),
     )
     return Outcome(

@@ -65,6 +65,12 @@ def test_an_app_without_a_network_starts_from_arrays_and_names_no_model() -> Non
     assert (job.model, job.public.data, job.start.arrays_file) == ("", "", "/somewhere/start")
 
 
+def test_a_round_of_a_job_that_does_not_say_needs_as_few_devices_as_a_secret_sum_does() -> None:
+    scenario = parse_toml(Scenario, SMALL)
+    job = JobSpec.parse(scenario.job.job_toml(model="digits", public=Path("p")))
+    assert (job.secure.enabled, job.selection.min_devices) == (True, 3)
+
+
 def test_a_fault_comes_at_its_phase_of_its_round_only() -> None:
     fault = Fault("kill", 1, round=2, phase="SHARES")
     events = [Event(0, 1, "SHARES", {}), Event(1, 2, "KEYS", {}), Event(2, 2, "SHARES", {})]
@@ -126,7 +132,7 @@ def test_each_expectation_is_judged_by_what_was_found() -> None:
         ("rounds committed", True, "2"),
         ("attempts at rounds", False, "3"),
         ("devices counted in each committed round", False, "1"),
-        ("devices that dropped out and were recovered", True, "1"),
+        ("devices dropped, their masks taken out", True, "1"),
         ("updates rejected", True, "0"),
         ("requests failed", False, "1"),
         ("last accuracy measured", True, "0.2"),
