@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -109,7 +110,7 @@ class Exchange:
 
     def _ask(self, phase: Phase, questions: list[Asked]) -> None:
         where = {node: asked for asked in questions for node in asked.waiting}
-        messages = [message for asked in questions for message in asked.messages]
+        messages = chain.from_iterable(asked.messages for asked in questions)
         for reply in self.grid.answers(messages, self._budget(phase)):
             if (asked := where.get(reply.metadata.src_node_id)) is not None:
                 asked.take(reply)

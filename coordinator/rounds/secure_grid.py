@@ -185,7 +185,7 @@ class SecureGrid(Grid):
             raise Unsupported("a secure exchange sends one message of one type to each device")
         return Exchange(self, batch, timeout).run()
 
-    def answers(self, messages: list[Message], timeout: float) -> Iterable[Message]:
+    def answers(self, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
         """Of the inner grid: as they come if it can, so that one masked vector is in memory at a time."""
         ask = self.inner.stream if isinstance(self.inner, Streaming) else self.inner.send_and_receive
         return ask(messages, timeout=timeout)

@@ -4,7 +4,7 @@
 comes, calls `close` when no more will, and resumes: so one driver takes many groups through their phases side by side.
 """
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +108,13 @@ class MadeGroup:
 
 
 class Asked:
-    """One question to some devices of a group."""
+    """One question to some devices of a group. Its `messages` are made as they are sent: those of all weigh much."""
 
-    def __init__(self, exchange: "GroupExchange", phase: Phase, messages: list[Message], take: Take) -> None:
+    def __init__(
+        self, exchange: "GroupExchange", phase: Phase, nodes: Iterable[int], messages: Iterator[Message], take: Take
+    ) -> None:
         self.phase, self.messages = phase, messages
-        self.waiting = {message.metadata.dst_node_id for message in messages}
+        self.waiting = set(nodes)
         self._exchange, self._take = exchange, take
 
     def take(self, reply: Message) -> None:
@@ -190,14 +192,14 @@ class GroupExchange:
 
     def _agree(self, setup: Setup, seats: Mapping[int, int]) -> Generator[Asked, None, MadeGroup]:
         terms, ask = setup.terms.to_fields(), _Asker(self, setup.terms.group_id, seats)
-        invited = {seat: {**terms, "index": seat} for seat in seats.values()}
-        yield ask(Phase.KEYS, invited, _taker(Advert, setup.add_advert))
+        yield ask(Phase.KEYS, seats.values(), lambda seat: {**terms, "index": seat}, _taker(Advert, setup.add_advert))
         members = setup.close_keys()
         if members is not None:
-            yield ask(Phase.COINS, dict.fromkeys(members.leaves, members.to_fields()), _taker(Coin, setup.add_coin))
+            listed = members.to_fields()
+            yield ask(Phase.COINS, members.leaves, lambda _: listed, _taker(Coin, setup.add_coin))
             setup.close_coins()
-        near = {seat: setup.neighbourhood(seat).to_fields() for seat in setup.present}
-        yield ask(Phase.SHARES, near, _taker(Deal, setup.add_deal))
+        near = setup.neighbourhood
+        yield ask(Phase.SHARES, setup.present, lambda seat: near(seat).to_fields(), _taker(Deal, setup.add_deal))
         group, inboxes = setup.close_shares()
         for node in (node for node, seat in seats.items() if seat in setup.left_out):
             self._fail(
@@ -250,7 +252,9 @@ class GroupExchange:
             "schema_digest": terms.schema_digest,
             "inputs_digest": terms.inputs_digest,
         }
-        work = {seat: {**common, **inboxes[seat].to_fields()} if seat in inboxes else common for seat in terms.present}
+
+        def work(seat: int) -> Fields:
+            return {**common, **inboxes[seat].to_fields()} if seat in inboxes else common
 
         def take(seat: int, reply: Message) -> None:
             answer = reply.content.get(RECORD)
@@ -267,7 +271,7 @@ class GroupExchange:
             server.add_vector(seat, unpack_bytes(record[VECTOR_RECORD], PACKED_TYPE))
 
         self._held = made.held
-        yield ask(Phase.MASKED, work, take)
+        yield ask(Phase.MASKED, terms.present, work, take)
         self._counted = {ask.nodes[seat] for seat in server.counted}
         if (sent := self._work.broadcast) is not None:
             made.held = dict.fromkeys(self._counted, sent.version)
@@ -276,12 +280,13 @@ class GroupExchange:
     def _unmask(self, server: Round, ask: "_Asker", clients: int) -> Generator[Asked, None, None]:
         counted = server.close_masked()
         said = {"counted": to_bitmap(counted, clients)}
-        yield ask(Phase.CONFIRMED, dict.fromkeys(sorted(counted), said), _taker(Confirmation, server.add_confirmation))
-        witness = {seat: item.to_fields() for seat, item in server.close_confirmed().items()}
-        yield ask(Phase.UNMASKED, witness, _taker(Reveal, server.add_reveal))
-        requests = {seat: item.to_fields() for seat, item in server.close_unmasked().items()}
+        yield ask(Phase.CONFIRMED, sorted(counted), lambda _: said, _taker(Confirmation, server.add_confirmation))
+        witness = server.close_confirmed()
+        yield ask(Phase.UNMASKED, witness, lambda seat: witness[seat].to_fields(), _taker(Reveal, server.add_reveal))
+        requests = server.close_unmasked()
         if requests:
-            yield ask(Phase.RECOVERED, requests, _taker(Shares, server.add_shares))
+            shares = _taker(Shares, server.add_shares)
+            yield ask(Phase.RECOVERED, requests, lambda seat: requests[seat].to_fields(), shares)
 
     # ---- what becomes of devices
 
@@ -322,10 +327,10 @@ class GroupExchange:
         """
         request, content = self._requests[node], RecordDict()
         said: Fields = {}
-        told: tuple[Hashable, ...] = (id(fields),)
+        told: Hashable = None
         if phase is Phase.MASKED:
             held, counted = self._held.get(node, 0), self._grid.carried.counted.get(node, "")
-            content, told = request.content, (*told, held, counted)
+            content, told = request.content, (held, counted)
             if (sent := self._work.broadcast) is not None:
                 content, said = sent.for_holder(content, held)
             said = {**said, "counted_round": counted}
@@ -358,13 +363,24 @@ class _Asker:
         self._exchange, self._group_id, self._seats = exchange, group_id, seats
         self.nodes = {seat: node for node, seat in seats.items()}
 
-    def __call__(self, phase: Phase, questions: Mapping[int, Fields], take: Take) -> Asked:
-        known: dict[Hashable, ConfigRecord] = {}
-        messages = [
-            self._exchange.message(phase, self.nodes[seat], fields, self._group_id, known)
-            for seat, fields in questions.items()
-        ]
-        return Asked(self._exchange, phase, messages, lambda node, reply: take(self._seats[node], reply))
+    def __call__(self, phase: Phase, seats: Iterable[int], fields_of: Callable[[int], Fields], take: Take) -> Asked:
+        asked = tuple(seats)
+        return Asked(
+            self._exchange,
+            phase,
+            (self.nodes[seat] for seat in asked),
+            self._messages(phase, asked, fields_of),
+            lambda node, reply: take(self._seats[node], reply),
+        )
+
+    def _messages(self, phase: Phase, seats: Iterable[int], fields_of: Callable[[int], Fields]) -> Iterator[Message]:
+        said: Fields = {}
+        known: dict[Hashable, ConfigRecord] = {}  # of those that are told what `said` holds
+        for seat in seats:
+            fields = fields_of(seat)
+            if fields is not said:
+                said, known = fields, {}
+            yield self._exchange.message(phase, self.nodes[seat], fields, self._group_id, known)
 
 
 def _taker(kind: Any, take: Callable[[Any], None]) -> Take:

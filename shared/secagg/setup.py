@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from shared.errors import ProtocolError, RoundAborted
 from shared.secagg.graph import Graph, draw
 from shared.secagg.keys import KEY_BYTES, TAG_BYTES, KeyPair, Secret, Verifier
@@ -200,12 +202,19 @@ class Setup:
 
     def _quarrels(self) -> set[frozenset[int]]:
         """Pairs of dealers whose digests of a common mask differ."""
-        told: dict[tuple[int, int], list[bytes]] = {}
+        told: dict[tuple[int, int], bytes] = {}  # by teller and partner, until the partner's word is looked at
+        quarrels = set()
         for seat, deal in self._deals.items():
+            rows = np.frombuffer(b"".join(deal.pair_digests), np.uint8).reshape(self.terms.rounds, -1, TAG_BYTES)
             for place, other in enumerate(self._near(seat)):
-                if other in self._deals:
-                    told[seat, other] = [row[place * TAG_BYTES : (place + 1) * TAG_BYTES] for row in deal.pair_digests]
-        return {frozenset(pair) for pair, rows in told.items() if rows != told[pair[1], pair[0]]}
+                if other not in self._deals:
+                    continue
+                row = rows[:, place].tobytes()
+                if (other, seat) not in told:
+                    told[seat, other] = row
+                elif told.pop((other, seat)) != row:
+                    quarrels.add(frozenset({seat, other}))
+        return quarrels
 
     def _near(self, seat: int) -> list[int]:
         return [other for other in self._drawn().neighbours(seat) if other in self._present]
