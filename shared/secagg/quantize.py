@@ -27,7 +27,7 @@ from shared.secagg.keys import KEY_BYTES, Secret
 from shared.secagg.masks import keystream
 from shared.secagg.packing import Residues
 from shared.secagg.private import noised
-from shared.secagg.rotation import Floats, Rotation
+from shared.secagg.rotation import Floats, Turn, turn
 from shared.secagg.schema import EXACT_BITS, ArrayField, Arrays, MetricField, Schema
 
 WIDEST_MEAN_SQUARE = 64.0  # the largest root mean square that is told, in scales
@@ -145,11 +145,11 @@ def _weighted(schema: Schema, update: Update, weight: int) -> tuple[Floats, list
     return values, sizes
 
 
-def _rotation(schema: Schema, kind: str = "") -> Rotation | None:
+def _rotation(schema: Schema, kind: str = "") -> Turn | None:
     if not schema.rotation:
         return None
     kind = kind or ("f4" if schema.bits <= _FLOAT32_BITS else "f8")
-    return Rotation(bytes.fromhex(schema.rotation), schema.elements, kind, kept=schema.kept)
+    return turn(bytes.fromhex(schema.rotation), schema.elements, kind, kept=schema.kept, whole=schema.whole)
 
 
 def _rounded(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) -> tuple[Floats, int]:

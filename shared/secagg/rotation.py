@@ -9,7 +9,9 @@ vector; what they leave over at the end is rotated together with its neighbours 
 transform would undo the first. Nothing is padded.
 """
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,38 @@ from shared.secagg.masks import keystream
 _LONGEST = 4096
 
 Floats = NDArray[np.floating]
+
+
+class Turn(Protocol):
+    """A linear map of vectors and the way back. Both may overwrite what they are given."""
+
+    def forward(self, values: Floats) -> Floats: ...
+
+    def backward(self, values: Floats) -> Floats: ...
+
+
+def turn(seed: bytes, length: int, kind: str = "f4", *, kept: int | None = None, whole: int = 0) -> Turn:
+    """The rotation of vectors of `length` coordinates of which `kept` stay; of the first `whole`, turned by themselves, all."""
+    kept = length if kept is None else kept
+    if not whole:
+        return Rotation(seed, length, kind, kept=kept)
+    rest = Rotation(seed, length - whole, kind, kept=kept - whole)
+    return _Parts(whole, Rotation(digest("whole", seed), whole, kind), rest)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Two rotations side by side. `whole` is where the second one begins."""
+
+    whole: int
+    first: Turn
+    second: Turn
+
+    def forward(self, values: Floats) -> Floats:
+        return np.concatenate([self.first.forward(values[: self.whole]), self.second.forward(values[self.whole :])])
+
+    def backward(self, values: Floats) -> Floats:
+        return np.concatenate([self.first.backward(values[: self.whole]), self.second.backward(values[self.whole :])])
 
 
 class Rotation:

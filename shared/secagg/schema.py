@@ -92,9 +92,10 @@ class Schema:
     """Raises `Unsupported` for what cannot be summed.
 
     A rotated element of a device with `unit_weight` examples is clipped at `clip` times its scale. `rotation` is 64 hex digits, or
-    empty where elements are not rotated; of rotated ones the share `subsample` is sent. `norm` is what a private vector is clipped
-    to, Euclidean, in scales, 0 where there is no privacy; `noise` is the variance, in squared levels, of what each device adds to
-    each element; `settings` is the digest of all that it is made by.
+    empty where elements are not rotated; of rotated ones the share `subsample` is sent, and all of the arrays of one dimension
+    (biases, statistics of norms): they are few, and noise in them ruins a model. `norm` is what a private vector is clipped to,
+    Euclidean, in scales, 0 where there is no privacy; `noise` is the variance, in squared levels, of what each device adds to each
+    element; `settings` is the digest of all that it is made by.
     """
 
     clients: int
@@ -167,7 +168,18 @@ class Schema:
 
     @cached_property
     def floats(self) -> tuple[ArrayField, ...]:
-        return tuple(item for item in self.arrays if item.is_float)
+        """Those that are always sent whole come first."""
+        found = [item for item in self.arrays if item.is_float]
+        return tuple(sorted(found, key=self._is_sampled))
+
+    def _is_sampled(self, item: ArrayField) -> bool:
+        return self.subsample < 1 and len(item.shape) > 1
+
+    @cached_property
+    def whole(self) -> int:
+        """Elements that come first and are always sent: none where all are sampled alike."""
+        found = sum(item.size for item in self.floats if not self._is_sampled(item))
+        return found if found < self.elements else 0
 
     @cached_property
     def integers(self) -> tuple[ArrayField, ...]:
@@ -192,7 +204,7 @@ class Schema:
     @property
     def kept(self) -> int:
         """Of `elements`, how many are sent."""
-        return math.ceil(self.subsample * self.elements)
+        return self.whole + math.ceil(self.subsample * (self.elements - self.whole))
 
     @property
     def length(self) -> int:

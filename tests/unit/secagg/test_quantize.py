@@ -317,3 +317,19 @@ def test_rotated_and_clipped_as_the_settings_have_it_little_is_clipped() -> None
     for bits, clip in CLIPS.items():
         schema = schema_of(1, bits, 5000, clip=clip, unit_weight=1.0)
         assert decode(schema, plain(schema, {"w": spike}), 1).clipped < (0.02 if bits == 4 else 0.001)
+
+
+def test_of_a_sampled_vector_biases_come_whole_each_round_and_weights_in_part() -> None:
+    rng = np.random.default_rng(5)
+    arrays = {"w": rng.standard_normal((40, 25)).astype("f4"), "b": rng.standard_normal(12).astype("f4")}
+    fields = (ArrayField("w", (40, 25), "float32", 1.0), ArrayField("b", (12,), "float32", 1.0))
+    schema = Schema(3, 16, 10, arrays=fields, clip=12.0, rotation=ROTATION, subsample=0.2)
+    update = Update(1, {}, arrays, zeros_like(arrays))
+    residues, left = encode(schema, update, os.urandom, feedback=True)
+    assert residues.size == schema.exact * schema.digits + 12 + 200
+    total = decode(schema, add(schema, [residues]), 1)
+    assert list(total.changes) == ["w", "b"]
+    np.testing.assert_allclose(total.changes["b"], arrays["b"], atol=0.01)
+    assert np.linalg.norm(left["w"]) > 0.7 * np.linalg.norm(arrays["w"])
+    for name, array in arrays.items():
+        np.testing.assert_allclose(total.changes[name] + left[name], array, atol=1e-5)

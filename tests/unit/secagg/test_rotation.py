@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.secagg.rotation import Rotation
+from shared.secagg.rotation import Rotation, turn
 
 SEED = b"s" * 32
 EDGES = [0, 1, 2, 3, 31, 32, 33, 1000, 4095, 4096, 4097, 4104, 5000, 8192, 10_001]
@@ -108,3 +108,17 @@ def test_every_coordinate_is_as_likely_to_be_kept_as_any_other(length: int) -> N
     assert mean[-length % 256 - 1 :].mean() == pytest.approx(0.25, abs=0.1)
     assert mean.min() > 0.05
     assert mean.max() < 0.45
+
+
+@pytest.mark.parametrize("whole", [1, 40, 199])
+def test_what_comes_first_is_kept_whole_and_the_rest_in_part(whole: int) -> None:
+    length = 200
+    kept = whole + (length - whole) // 4
+    values = vector(length)
+    turned = turn(SEED, length, "f8", kept=kept, whole=whole).forward(values.copy())
+    assert turned.shape == (kept,)
+    part = turn(SEED, length, "f8", kept=kept, whole=whole).backward(turned.copy())
+    np.testing.assert_allclose(part[:whole], values[:whole], atol=1e-10)
+    assert not np.allclose(part[whole:], values[whole:], atol=1e-3)
+    assert np.dot(part, values - part) == pytest.approx(0, abs=1e-8)
+    assert not np.allclose(abs(turned[:whole]), abs(values[:whole])) or whole == 1, "it is turned as well"

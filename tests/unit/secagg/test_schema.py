@@ -102,3 +102,21 @@ def test_a_schema_that_could_go_wrong_is_refused_when_it_is_made(build: Any) -> 
 def test_fields_follow_the_arrays_in_order() -> None:
     fields = array_fields({"b": np.zeros((2, 1), "f8"), "a": np.zeros(3, "i4")}, [0.5, 7.0])
     assert fields == (ArrayField("b", (2, 1), "float64", 0.5), ArrayField("a", (3,), "int32", 7.0))
+
+
+def test_of_a_sampled_vector_arrays_of_one_dimension_are_sent_whole_and_come_first() -> None:
+    shapes = {"weight": (20, 30), "bias": (20,), "steps": (3,), "kernel": (4, 5, 2), "gain": ()}
+    arrays = tuple(
+        ArrayField(name, shape, "int64" if name == "steps" else "float32", 1.0) for name, shape in shapes.items()
+    )
+    schema = Schema(10, 8, 100, arrays=arrays, rotation="ab" * 32, subsample=0.25)
+    assert [item.name for item in schema.floats] == ["bias", "gain", "weight", "kernel"]
+    assert (schema.whole, schema.kept) == (21, 21 + 160)
+    assert replace(schema, subsample=1.0).floats == tuple(item for item in arrays if item.name != "steps")
+    assert replace(schema, subsample=1.0).whole == 0
+
+
+def test_where_all_arrays_have_one_dimension_all_are_sampled() -> None:
+    arrays = (ArrayField("w", (100,), "float32", 1.0), ArrayField("b", (), "float32", 1.0))
+    schema = Schema(10, 8, 100, arrays=arrays, rotation="ab" * 32, subsample=0.25)
+    assert (schema.whole, schema.kept) == (0, 26)
