@@ -1,8 +1,8 @@
 """A model for those that hold an earlier one: what changed, at a few bits an element, the same on every machine.
 
 The sender keeps what receivers hold and encodes the difference to that, so what rounding took from one broadcast is in the next
-(as in DoubleSqueeze: Tang et al., ICML 2019). A float element is sent as a whole number of steps, half its array's root mean square
-change each, 8 bits before compression and about 3 after it; other arrays are sent as they are. Only exact or correctly rounded
+(as in DoubleSqueeze: Tang et al., ICML 2019). A float element is sent as a whole number of steps, each its array's root mean square
+change, 8 bits before compression and about 2 after it; other arrays are sent as they are. Only exact or correctly rounded
 operations are used, so that all who apply a delta hold the same bytes.
 """
 
@@ -21,7 +21,7 @@ from shared.errors import Malformed
 DELTA_RECORD = "shoal.delta"  # the record of a Flower message that holds a delta's data, in place of the model's arrays
 DELTA_TYPE = "shoal.delta.steps"  # how that data is serialized: as below
 Arrays = Mapping[str, NDArray[Any]]
-STEP = 0.5  # of an array's root mean square change
+STEP = 1.0  # of an array's root mean square change
 _MOST = 127  # steps; what is more waits for the next broadcast
 _MATCH_LITTLE = {
     "min_match": 7,

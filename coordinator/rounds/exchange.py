@@ -63,7 +63,7 @@ class SecureConfig:
     what that takes from an update is added to the device's next. Until a first exchange has shown how large changes are, they may
     be as large as `clip_range` (floats) and `integer_range` say; `ranges` overrides both by array name (shell patterns, the first
     match wins). With `delta_broadcast`, a device that has the model of the exchange before is sent what changed since, at some
-    three bits an element. With `privacy` there are no metrics, no feedback, no ranges and one group, and nothing is measured on
+    two bits an element. With `privacy` there are no metrics, no feedback, no ranges and one group, and nothing is measured on
     devices.
 
     The devices are split into as many as `groups` secret groups, each of `min_group` at least and summed apart, so that one device

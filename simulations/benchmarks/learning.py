@@ -2,8 +2,9 @@
 
 Every way starts from the same weights and gives each device the same examples; all devices take part in every round. Plain is
 Flower's FedAvg on float32; the others go through the real protocol, in this process, with every message encoded. Bytes are those
-of all messages of a round, both directions, the mean over all rounds, the first one (which takes whole words) included. Accuracy
-is on the set's own test split, the mean of the last five rounds.
+of all messages of a round, both directions, the mean over all rounds, the first one (which takes whole words) and all that makes
+keys included; once pruned, the mean of the rounds after the one that sent the smaller model whole, with their share of the keys.
+Accuracy is on the set's own test split, the mean of the last five rounds.
 
 \b
 python simulations/benchmarks/learning.py               the set is fetched first, once: about half an hour
@@ -35,6 +36,7 @@ from shared.learning.spec import ModelSpec, new_spec
 from shared.learning.state import State
 from shared.learning.train import FloatLearner, evaluate, fit, refresh_statistics
 from shared.secagg.keys import InsecureWarning, UnsignedIdentity, UnsignedVerifier
+from shared.secagg.messages import RECORD, Inbox, Phase
 from simulations import data
 from simulations.benchmarks.harness import Figure, figure, publish
 from simulations.local_grid import LocalGrid, Node
@@ -59,24 +61,46 @@ class Way:
     saved: float | None = None
 
 
-SMALL = SecureConfig(bits=8, subsample=1 / 3, delta_broadcast=True, group_rounds=64)
+SMALL = SecureConfig(bits=8, subsample=1 / 4, delta_broadcast=True, group_rounds=ROUNDS)
 WAYS: dict[str, Way] = {
     "plain": Way("float32 FedAvg"),
-    "b8": Way("b = 8", SecureConfig(bits=8, group_rounds=64), points=0.3),
-    "b4": Way("b = 4", SecureConfig(bits=4, group_rounds=64), points=1.0),
-    "small": Way("b = 8, a third of the elements up, changes down", SMALL, saved=0.85),
+    "b8": Way("b = 8", SecureConfig(bits=8, group_rounds=ROUNDS), points=0.3),
+    "b4": Way("b = 4", SecureConfig(bits=4, group_rounds=ROUNDS), points=1.0),
+    "small": Way("b = 8, a quarter of the elements up, changes down", SMALL, saved=0.85),
     "pruned": Way("the same, half of the channels pruned", SMALL, pruned=True, saved=0.95),
 }
 
 
 @dataclass(frozen=True)
 class Run:
+    """By round: the accuracy after it, and the bytes that all devices sent and were sent, without those that made keys."""
+
     accuracies: Sequence[float]
-    bytes_a_round: float
+    sent: Sequence[int]
+    keys: int
 
     @property
     def accuracy(self) -> float:
         return statistics.mean(self.accuracies[-LAST:])
+
+    def bytes_a_round(self, after: int = 0) -> float:
+        """Of a device, in the rounds after so many."""
+        return (statistics.mean(self.sent[after:]) + self.keys / len(self.sent)) / DEVICES
+
+
+class CountingGrid(LocalGrid):
+    """Counts apart what makes keys: whole phases, and the letters in the first round's messages."""
+
+    keys = 0
+
+    def _deliver(self, message: Message) -> Message | None:
+        record, before = message.content.get(RECORD), self.bytes_down + self.bytes_up
+        reply = super()._deliver(message)
+        if isinstance(record, ConfigRecord):
+            making = record["phase"] in (Phase.KEYS, Phase.COINS, Phase.SHARES)
+            letters = Inbox.from_fields(dict(record)).boxes if "boxes" in record else {}
+            self.keys += self.bytes_down + self.bytes_up - before if making else sum(map(len, letters.values()))
+        return reply
 
 
 @dataclass
@@ -120,7 +144,7 @@ class Lab:
         metrics = MetricRecord({"num-examples": fitted.examples, "loss": fitted.loss})
         return reply_with(message, RecordDict({"arrays": records_of(fitted.state), "metrics": metrics}))
 
-    def grid(self, way: Way) -> tuple[LocalGrid, Grid]:
+    def grid(self, way: Way) -> tuple[CountingGrid, Grid]:
         """The grid that counts bytes, and the one that the strategy is given."""
         nodes = {}
         for node in range(1, DEVICES + 1):
@@ -130,7 +154,7 @@ class Lab:
             app = ClientApp(mods=mods)
             app.train()(self.train)
             nodes[node] = Node.of(app, 1, node)
-        inner = LocalGrid(nodes)
+        inner = CountingGrid(nodes)
         return inner, inner if way.secure is None else SecureGrid(inner, way.secure, UnsignedVerifier())
 
     def accuracy(self, spec: ModelSpec, state: State) -> float:
@@ -149,10 +173,11 @@ def records_of(state: State) -> ArrayRecord:
 
 def run(lab: Lab, way: Way, rounds: int, say: Callable[[str], None]) -> Run:
     inner, grid = lab.grid(way)
-    spec, state, accuracies = lab.spec, lab.start, []
+    spec, state, accuracies, sent = lab.spec, lab.start, [], []
     strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=DEVICES, min_available_nodes=DEVICES)
     for number in range(1, rounds + 1):
-        if way.pruned and number == 1 + rounds // 4:
+        before = inner.bytes_down + inner.bytes_up - inner.keys
+        if way.pruned and number == 1 + pruned_after(rounds):
             spec, state = lab.prune(spec, state)
         config = ConfigRecord({"lr": 0.05 * (1 - (number - 1) / rounds), "spec": spec.to_json()})
         messages = strategy.configure_train(number, records_of(state), config, grid)
@@ -160,37 +185,43 @@ def run(lab: Lab, way: Way, rounds: int, say: Callable[[str], None]) -> Run:
         if arrays is None:
             raise RuntimeError("a round came to nothing")
         state = record_to_numpy(arrays)
+        sent.append(inner.bytes_down + inner.bytes_up - inner.keys - before)
         accuracies.append(lab.accuracy(spec, state))
         say(f"{way.name}: round {number}, {accuracies[-1]:.2%}")
-    return Run(accuracies, (inner.bytes_down + inner.bytes_up) / rounds / DEVICES)
+    return Run(accuracies, sent, inner.keys)
 
 
 def figures_of(runs: dict[str, list[Run]]) -> list[Figure]:
     plain = runs["plain"]
-    size = statistics.mean(one.bytes_a_round for one in plain)
+    size = statistics.mean(one.bytes_a_round() for one in plain)
     figures = [
         figure("accuracy, float32 FedAvg", 100 * statistics.mean(one.accuracy for one in plain), "%"),
         figure("bytes a device and round, float32 FedAvg", size / 1000, "kB"),
     ]
+
+    def saved(what: str, found: list[Run], aim: float | None, after: int = 0) -> Figure:
+        share = 1 - statistics.mean(one.bytes_a_round(after) for one in found) / size
+        return figure(what, 100 * share, "% saved", aim=aim and 100 * aim, better="more")
+
     for key, found in runs.items():
         way = WAYS[key]
         if way.secure is None:
             continue
         accuracy = 100 * statistics.mean(one.accuracy for one in found)
         lost = 100 * statistics.mean(b.accuracy - a.accuracy for a, b in zip(found, plain, strict=True))
-        saved = 1 - statistics.mean(one.bytes_a_round for one in found) / size
         figures += [
             figure(f"accuracy, {way.name}", accuracy, "%"),
             figure(f"lost to float32 FedAvg, {way.name}", lost, "points", aim=way.points),
-            figure(
-                f"bytes saved, both ways, {way.name}",
-                100 * saved,
-                "% saved",
-                aim=way.saved and 100 * way.saved,
-                better="more",
-            ),
+            saved(f"bytes saved, both ways, {way.name}", found, None if way.pruned else way.saved),
         ]
+        if way.pruned:
+            after = pruned_after(len(found[0].sent)) + 1
+            figures.append(saved(f"bytes saved, both ways, {way.name}, once pruned", found, way.saved, after))
     return figures
+
+
+def pruned_after(rounds: int) -> int:
+    return rounds // 4
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})

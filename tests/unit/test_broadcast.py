@@ -70,7 +70,7 @@ def test_what_rounding_took_is_in_the_next_broadcast() -> None:
     for seed in range(2, 30):
         goal = moved(goal, seed)
         held = apply(held, the_delta(goal, held))
-        assert np.linalg.norm(held["w"] - goal["w"]) < 0.2 * 0.01 * np.sqrt(3000)
+        assert np.linalg.norm(held["w"] - goal["w"]) < 0.35 * 0.01 * np.sqrt(3000)
 
 
 def test_a_spike_far_beyond_the_steps_arrives_over_many_broadcasts() -> None:
