@@ -4,7 +4,7 @@ Suresh et al., "Distributed Mean Estimation with Limited Communication" (ICML 20
 largest coordinate of a vector of length d is at most O(sqrt(log d / d)) of its norm, so few bits a coordinate lose little. The
 transform is orthogonal, hence linear and its own inverse up to the signs: a sum is turned back once, for all.
 
-Vectors are rotated in blocks of one power of two, 4096 at most. The blocks take every k-th coordinate, so that each sees all of the
+Vectors are rotated in blocks of one power of two, 1024 at most. The blocks take every k-th coordinate, so that each sees all of the
 vector; what they leave over at the end is rotated together with its neighbours before it, under signs of its own, or the second
 transform would undo the first. Nothing is padded.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shared.secagg.keys import Secret, digest
 from shared.secagg.masks import keystream
 
-_LONGEST = 4096
+_LONGEST = 1024
 
 Floats = NDArray[np.floating]
 
