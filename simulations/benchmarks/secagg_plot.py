@@ -11,6 +11,7 @@ _LATER = "keys at hand"
 
 def plot(name: str, figures: Sequence[Figure], path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     named = {tuple(one.name.split(", ", 1)): one for one in figures}
     cases = [case for what, case in named if what == PANELS[0] and not case.startswith("keys ")]
@@ -29,7 +30,9 @@ def plot(name: str, figures: Sequence[Figure], path: Path) -> None:
                 panel.plot(later.ratio, row, "|", color="#1f77b4", markersize=9)
             panel.plot(one.aim, row, "|", color="#d62728", markersize=14)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_title(what)
         panel.set_xlabel("times less than Flower's")
         panel.axvline(1, color="#9a9a9a", linewidth=0.8)
