@@ -30,17 +30,13 @@ class Node:
         return cls(app, Context(run_id, node_id, {}, RecordDict(), {}))
 
 
-@dataclass
-class LocalGrid(Grid):
-    """`nodes` by node id. `bytes_down` and `bytes_up` count what messages' contents take, encoded, of all nodes together."""
+class AnsweringGrid(Grid):
+    """What grids have in common whose nodes answer at once: one run, and no messages that wait."""
 
-    nodes: dict[int, Node]
     run_id: int = 1
-    bytes_down: int = field(default=0, init=False)
-    bytes_up: int = field(default=0, init=False)
 
     def set_run(self, run: Any) -> None:
-        raise Unsupported("a grid in one process has one run")
+        raise Unsupported("a grid whose nodes answer at once has one run")
 
     @property
     def run(self) -> Any:
@@ -53,14 +49,24 @@ class LocalGrid(Grid):
             content, run_id=self.run_id, node_id=dst_node_id, message_type=message_type, group_id=group_id
         )
 
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise Unsupported("a grid in one process answers at once: use send_and_receive")
+        raise Unsupported("these nodes answer at once: use send_and_receive")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise Unsupported("a grid in one process answers at once: use send_and_receive")
+        raise Unsupported("these nodes answer at once: use send_and_receive")
+
+
+@dataclass
+class LocalGrid(AnsweringGrid):
+    """`nodes` by node id. `bytes_down` and `bytes_up` count what messages' contents take, encoded, of all nodes together."""
+
+    nodes: dict[int, Node]
+    run_id: int = 1
+    bytes_down: int = field(default=0, init=False)
+    bytes_up: int = field(default=0, init=False)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Replies as they come; an app that raises makes an error reply, as on a device."""

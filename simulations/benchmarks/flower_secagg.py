@@ -20,7 +20,7 @@ from flwr.server.workflow.constant import Key as WorkflowKey
 
 from shared.flower import assume_identity
 from simulations.benchmarks.secagg_ours import Vector, vector_of
-from simulations.benchmarks.two_processes import RUN_ID, Handle, Idle, PipeGrid
+from simulations.benchmarks.two_processes import Handle, Idle, PipeGrid
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Round:
 def clients(idle: Idle) -> tuple[Handle, bytes]:
     """In the child."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    assume_identity(run_id=RUN_ID)
+    assume_identity(run_id=PipeGrid.run_id)
 
     def train(message: Message, _context: Context) -> Message:
         with idle():
@@ -89,7 +89,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
-        assume_identity(run_id=RUN_ID)
+        assume_identity(run_id=PipeGrid.run_id)
         self.grid = PipeGrid(clients, (), stage_of)
 
     def round(
@@ -101,7 +101,7 @@ class Fleet:
         """
         grid, strategy, count = self.grid, _Strategy([_Proxy(node) for node in nodes]), len(nodes)
         grid.begin(Stage.UNMASK if after_masking else Stage.COLLECT_MASKED_VECTORS, gone)
-        context: Any = LegacyContext(Context(RUN_ID, 1, {}, RecordDict(), {}), None, strategy, _Manager(count))  # type: ignore[arg-type]
+        context: Any = LegacyContext(Context(PipeGrid.run_id, 1, {}, RecordDict(), {}), None, strategy, _Manager(count))  # type: ignore[arg-type]
         context.state[MAIN_CONFIGS_RECORD] = ConfigRecord({WorkflowKey.CURRENT_ROUND: 1})
         zeros = ndarrays_to_parameters([np.zeros(elements, np.float32)])
         context.state[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(zeros, True)

@@ -17,12 +17,11 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.serverapp import Grid
 
 from shared.errors import Unsupported
 from shared.flower import new_message, reply_error, reply_with, stamp
+from simulations.local_grid import AnsweringGrid
 
-RUN_ID = 1
 Handle = Callable[[Message, Context], Message]
 
 
@@ -41,9 +40,8 @@ class Idle:
             self.spent_s += time.process_time() - began
 
 
-Clients = Callable[
-    ..., tuple[Handle, bytes]
-]  # of `Idle` and arguments: how they answer, and what the server must know of them
+# Of `Idle` and arguments: how they answer, and what the server must know of them.
+Clients = Callable[..., tuple[Handle, bytes]]
 
 
 @dataclass
@@ -56,7 +54,7 @@ class Stage:
 
 
 @dataclass
-class PipeGrid(Grid):
+class PipeGrid(AnsweringGrid):
     """`clients(Idle(), *arguments)` is called in the child; `stage_of` names what a message asks. Close it when done.
 
     From a round's stage `vanish_at[0]` on the nodes `vanish_at[1]` answer nothing; asked there, they do not even begin. `stages`
@@ -98,26 +96,8 @@ class PipeGrid(Grid):
         """What such a client sends in the round."""
         return sum(stage.bytes_up / stage.answers for stage in self.stages.values())
 
-    def set_run(self, run: Any) -> None:
-        raise Unsupported("a benchmark has one run")
-
-    @property
-    def run(self) -> Any:
-        return RUN_ID
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return new_message(content, run_id=RUN_ID, node_id=dst_node_id, message_type=message_type, group_id=group_id)
-
     def get_node_ids(self) -> Iterable[int]:
         raise Unsupported("whoever measures knows its nodes")
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise Unsupported("these nodes answer at once: use send_and_receive")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise Unsupported("these nodes answer at once: use send_and_receive")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return list(self.stream(messages))
@@ -136,7 +116,7 @@ class PipeGrid(Grid):
         self._vanished |= name == stage
         if self._vanished and node in gone:
             return None
-        stamp(message, run_id=RUN_ID, message_id="m")
+        stamp(message, run_id=AnsweringGrid.run_id, message_id="m")
         self._pipe.send_bytes(json.dumps([node, message.metadata.message_type]).encode())
         self._pipe.send_bytes(_encoded(message.content))
         spent_s, error = json.loads(self._pipe.recv_bytes())
@@ -155,9 +135,11 @@ def serve(pipe: Connection, clients: Clients, arguments: Sequence[Any]) -> None:
     try:
         while True:
             node, kind = json.loads(pipe.recv_bytes())
-            message = new_message(_decoded(pipe.recv_bytes()), run_id=RUN_ID, node_id=node, message_type=kind)
-            stamp(message, run_id=RUN_ID, message_id="m")
-            context = contexts.setdefault(node, Context(RUN_ID, node, {}, RecordDict(), {}))
+            message = new_message(
+                _decoded(pipe.recv_bytes()), run_id=AnsweringGrid.run_id, node_id=node, message_type=kind
+            )
+            stamp(message, run_id=AnsweringGrid.run_id, message_id="m")
+            context = contexts.setdefault(node, Context(AnsweringGrid.run_id, node, {}, RecordDict(), {}))
             began = time.process_time() - idle.spent_s
             reply = handle(message, context)
             spent_s = time.process_time() - idle.spent_s - began

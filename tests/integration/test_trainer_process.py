@@ -7,13 +7,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import AppRun, SecureGrid
@@ -27,11 +25,12 @@ from edge_agent.trainer.worker import WorkerSettings
 from shared.blobs import FolderBlobs
 from shared.clock import SystemClock
 from shared.errors import RoundAborted
-from shared.flower import decode_records, encode_records, new_message, reply_error, reply_with, stamp
+from shared.flower import decode_records, encode_records, reply_error, reply_with, stamp
 from shared.ids import TaskId
 from shared.secagg.private import Mechanism, Privacy
 from shared.signing.certificates import Authority
 from shared.signing.identity import DeviceIdentity, FleetVerifier
+from simulations.local_grid import AnsweringGrid
 from tests.integration.agent_kit import examples
 
 RUN_ID = 7
@@ -143,8 +142,10 @@ async def test_four_megabytes_there_and_back_cost_milliseconds(tmp_path: Path, a
     assert statistics.median(times[2:]) < 0.25  # 12 ms on an idle machine; this only catches a cost of another kind
 
 
-class TrainerGrid(Grid):
+class TrainerGrid(AnsweringGrid):
     """Flower's Grid on real trainers. Called from a thread, it runs tasks on the event loop."""
+
+    run_id = RUN_ID
 
     def __init__(self, trainers: dict[int, ProcessTrainer], loop: asyncio.AbstractEventLoop) -> None:
         self._trainers = trainers
@@ -152,26 +153,8 @@ class TrainerGrid(Grid):
         self._tasks = 0
         self.sent: list[bytes] = []
 
-    def set_run(self, run: Any) -> None:
-        raise AssertionError("strategies do not call this")
-
-    @property
-    def run(self) -> Any:
-        return RUN_ID
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return new_message(content, run_id=RUN_ID, node_id=dst_node_id, message_type=message_type, group_id=group_id)
-
     def get_node_ids(self) -> Iterable[int]:
         return list(self._trainers)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise AssertionError("not used here")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise AssertionError("not used here")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         for message in messages:
