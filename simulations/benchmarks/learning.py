@@ -9,6 +9,7 @@ Accuracy is on the set's own test split, the mean of the last five rounds.
 \b
 python simulations/benchmarks/learning.py               the set is fetched first, once: about half an hour
 python simulations/benchmarks/learning.py --rounds 10 --way plain --way b8
+python simulations/benchmarks/learning.py --width 32 --way small --way pruned
 """
 
 import logging
@@ -117,13 +118,14 @@ class Lab:
     learners: dict[str, FloatLearner] = field(default_factory=dict)  # workbenches, which all devices share
 
     @classmethod
-    def make(cls, seed: int) -> "Lab":
+    def make(cls, seed: int, width: int) -> "Lab":
         clothes = data.load("fashion-mnist", say=lambda line: click.echo(line, err=True))
         rng = np.random.default_rng(seed)
         train = rng.permutation(clothes.test_from or len(clothes.y))[:EXAMPLES]
         images, labels = 2 * clothes.x[train] - 1, clothes.y[train]
         parts = dirichlet_split(labels, DEVICES, 0.5, rng, minimum=10)
-        spec = new_spec("cnn-small", {"shape": "1x28x28", "classes": ",".join(clothes.classes)})
+        arguments: dict[str, Any] = {"shape": "1x28x28", "classes": ",".join(clothes.classes), "width": width}
+        spec = new_spec("cnn-small", arguments)
         test = (2 * clothes.x[clothes.test_from :] - 1, clothes.y[clothes.test_from :])
         return cls(images, labels, parts, test, spec, initial_state(spec, rng), seed)
 
@@ -229,14 +231,15 @@ def pruned_after(rounds: int) -> int:
 @click.option(
     "--seeds", default=1, show_default=True, help="Runs of each way, with other splits and starts; means are told."
 )
+@click.option("--width", default=16, show_default=True, help="Of the network: 16 are 30,000 parameters, 32 are 110,000.")
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these; plain is always there.")
-def main(rounds: int, seeds: int, ways: tuple[str, ...]) -> None:
+def main(rounds: int, seeds: int, width: int, ways: tuple[str, ...]) -> None:
     warnings.simplefilter("ignore", InsecureWarning)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     assume_identity(run_id=1)
     runs: dict[str, list[Run]] = {key: [] for key in WAYS if key == "plain" or not ways or key in ways}
     for seed in range(seeds):
-        lab = Lab.make(seed)
+        lab = Lab.make(seed, width)
         for key, found in runs.items():
             found.append(run(lab, WAYS[key], rounds, lambda line: click.echo(line, err=True)))
     publish("learning", figures_of(runs))
