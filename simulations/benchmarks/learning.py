@@ -231,7 +231,9 @@ def pruned_after(rounds: int) -> int:
 @click.option(
     "--seeds", default=1, show_default=True, help="Runs of each way, with other splits and starts; means are told."
 )
-@click.option("--width", default=16, show_default=True, help="Of the network: 16 are 30,000 parameters, 32 are 110,000.")
+@click.option(
+    "--width", default=16, show_default=True, help="Of the network: 16 are 30,000 parameters, 32 are 110,000."
+)
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these; plain is always there.")
 def main(rounds: int, seeds: int, width: int, ways: tuple[str, ...]) -> None:
     warnings.simplefilter("ignore", InsecureWarning)

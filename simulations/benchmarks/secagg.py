@@ -6,8 +6,9 @@ drop out at random: they do not answer when they are asked for their vectors (or
 
 Ours is what a job gets by default: devices sign their keys and check each other's certificates, which Flower's do not; keys serve 8
 rounds, so a figure is the mean of 8 of which the first makes them, and both kinds of round stand below it. Where keys have to be
-made again each round, because too many fall silent at once, the figure is that of such a round. A job states twice the dropout that
-happens (5 % where it is 0, 40 % where it is 30; "10% of 20%" is what happens, of what is stated), and 5 % corrupt.
+made again each round, because too many fall silent at once, the figure is that of such a round (up to 100 clients of the second,
+when they know each other's certificates). A job states twice the dropout that happens (5 % where it is 0, 40 % where it is 30; "10%
+of 20%" is what happens, of what is stated), and 5 % corrupt.
 
 Flower's makes keys in each round and has the degree that its users give it, k = 2 ceil(log2 n) + 1; where its sparse graph leaves a
 client with too few neighbours it gives up, and is asked up to three times. Its rounds of more than a minute, and those that it gave
@@ -34,10 +35,8 @@ import click
 import numpy as np
 
 from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS
-from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.secagg.graph import Rates
 from shared.secagg.keys import InsecureWarning
-from shared.secagg.masks import apply_masks
 from simulations.benchmarks import flower_secagg, secagg_extrapolate, secagg_ours
 from simulations.benchmarks.harness import Figure, figure, publish
 from simulations.benchmarks.secagg_ours import Round, Vector, keystream_s, vector_of
@@ -46,8 +45,8 @@ from simulations.benchmarks.two_processes import Memory
 
 SMALL = ((50, 100), (10_000, 100_000), (0.0, 0.1, 0.3))
 FULL = ((50, 100, 500, 1000), (10_000, 100_000, 1_000_000), (0.0, 0.1, 0.3))
-LATER = 3  # rounds with keys at hand, of which the median is told …
-LATER_ELEMENTS = 100_000_000  # … and one where all clients' vectors together are longer than this
+LATER = 3  # rounds with keys at hand, of which the median is told, …
+MANY = 100  # … and one where there are more clients
 PATIENCE_S = 60.0  # for one round of Flower's
 TRIES = 3  # of Flower's
 WITHIN = 0.05  # a mean of unit Gaussians may be off by so much, rounded to 8 bits
@@ -79,6 +78,13 @@ class Case:
         """Twice the dropout that happens, as a careful admin states it, and what any threshold can bear at most."""
         return Rates(dropout=min(2 * self.dropout, 0.4) if self.dropout else 0.05)
 
+    @property
+    def later(self) -> int:
+        """How many rounds are played after the first: keys last while no more vanish than half of what the group bears."""
+        if int(self.dropout * self.clients) <= self.rates.dropped(self.clients) // 2:
+            return LATER if self.clients <= MANY else 1
+        return 1 if self.clients <= MANY else 0
+
     def gone(self, number: int) -> frozenset[int]:
         """Who drops out in a round: the same in every run, and for both sides."""
         chance = random.Random(f"{self.clients} {number}")
@@ -96,22 +102,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Ours:
-    """The round that makes keys, those after it, and one after it on all cores. CPU seconds a mask, and the server's peak memory
-    in bytes.
-    """
+    """The round that makes keys, and those after it. CPU seconds a mask, and the server's peak memory in bytes."""
 
     first: Round
     later: tuple[Round, ...]
-    all_cores: Round
     keystream_s: float
     memory: int
 
+    @property
+    def lasting(self) -> bool:
+        """Whether later rounds found keys at hand."""
+        return bool(self.later) and not self.later[-1].makes_keys
+
     def at_hand(self, of: Callable[[Round], float]) -> float:
-        return statistics.median(map(of, self.later))
+        """Of a round that finds keys at hand, if there is one; else of the last."""
+        return statistics.median(map(of, self.later)) if self.lasting else of((self.first, *self.later)[-1])
 
     def mean(self, of: Callable[[Round], float]) -> float:
-        """Of a group's rounds, or of one, if its keys did not last."""
-        if self.later[-1].makes_keys:
+        """Of a group's rounds, or of one, if its keys do not last."""
+        if not self.lasting:
             return self.at_hand(of)
         return (of(self.first) + (DEFAULT_GROUP_ROUNDS - 1) * self.at_hand(of)) / DEFAULT_GROUP_ROUNDS
 
@@ -120,20 +129,19 @@ def play_ours(case: Case) -> Ours:
     """In a process of its own, whose peak memory is then the case's."""
     warnings.simplefilter("ignore", InsecureWarning)
     fleet = secagg_ours.Fleet(case.clients, Rates(), case.signed)
-    fleet.round(case.nodes[:5], 64, frozenset(), apply_masks)  # what is loaded once is loaded
+    fleet.round(case.nodes[:5], 64, frozenset())  # what is loaded once is loaded
     fleet.begin(case.rates)
-    memory, rounds = Memory(), []
-    count = 1 + (LATER if case.clients * case.elements <= LATER_ELEMENTS else 1)
-    for number in range(count + 1):
-        gone, apply = case.gone(number), apply_masks if number < count else apply_masks_on_all_cores
-        cost, mean = fleet.round(case.nodes, case.elements, gone, apply, after_masking=case.after_masking)
+    memory, rounds, gone = Memory(), [], frozenset[int]()
+    for number in range(1 + case.later):
+        gone = case.gone(number)
+        cost, mean = fleet.round(case.nodes, case.elements, gone, after_masking=case.after_masking)
         rounds.append(cost)
     peak = memory.peak()
     fleet.grid.close()
     case.check(mean, gone)
-    first, *later, last = rounds
+    first, *later = rounds
     bits = 8 + (case.clients - 1).bit_length()
-    return Ours(first, tuple(later), last, keystream_s(case.elements, bits), peak)
+    return Ours(first, tuple(later), keystream_s(case.elements, bits), peak)
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ def alone(play: Callable[[Case], T], case: Case) -> T:
 
 def figures_of(case: Case, ours: Ours, peer: tuple[str, dict[str, float]]) -> list[Figure]:
     label, theirs = peer
-    small, name, lasting = case.elements <= 100_000, case.name, not ours.later[-1].makes_keys
+    small, name = case.elements <= 100_000, case.name
 
     def beside(what: str, value: float, unit: str, part: str, aim: float | None = None) -> Figure:
         if not theirs[part]:  # it gave up, and too little is known to say what it would cost
@@ -213,7 +221,7 @@ def figures_of(case: Case, ours: Ours, peer: tuple[str, dict[str, float]]) -> li
 
     def kinds(what: str, unit: str, part: str, of: Callable[[Round], float], aim: float) -> list[Figure]:
         found = [beside(what, ours.mean(of), unit, part, aim)]
-        if lasting:
+        if ours.lasting:
             found += [
                 beside(f"{what}, keys at hand", ours.at_hand(of), unit, part),
                 beside(f"{what}, keys made", of(ours.first), unit, part),
@@ -229,8 +237,8 @@ def figures_of(case: Case, ours: Ours, peer: tuple[str, dict[str, float]]) -> li
         figure(
             f"server CPU over its keystream's, {name}", ours.at_hand(lambda one: one.server_s) / bound, "times", aim=2
         ),
-        figure(f"taking masks out, one core, {name}", ours.at_hand(lambda one: one.unmasking_s), "s"),
-        figure(f"taking masks out, all cores, {name}", ours.all_cores.unmasking_s, "s"),
+        figure(f"taking masks out, one core, {name}", ours.at_hand(lambda one: one.one_core_s), "s"),
+        figure(f"taking masks out, all cores, {name}", ours.at_hand(lambda one: one.all_cores_s), "s"),
     ]
     if (case.clients, case.elements, case.dropout) == (500, 100_000, 0.1):
         figures.append(figure(f"a whole round's server CPU, {name}", ours.mean(lambda one: one.server_s), "s", aim=1))

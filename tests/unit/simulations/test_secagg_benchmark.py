@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.secagg.graph import Rates
-from shared.secagg.masks import apply_masks
 from simulations.benchmarks import flower_secagg, secagg, secagg_extrapolate, secagg_ours
 from simulations.benchmarks.harness import Figure
 from simulations.benchmarks.secagg import Case, Ours, Peer, figures_of
@@ -34,15 +32,11 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[secagg_ours.Fleet]:
 
 def test_rounds_of_ours_give_the_mean_of_who_is_left_and_say_what_they_cost(fleet: secagg_ours.Fleet) -> None:
     costs = []
-    for gone, apply in (
-        (GONE, apply_masks),
-        (frozenset[int](), apply_masks),
-        (frozenset[int](), apply_masks_on_all_cores),
-    ):
-        cost, mean = fleet.round(CASE.nodes, CASE.elements, gone, apply)
+    for gone in (GONE, frozenset[int](), frozenset[int]()):
+        cost, mean = fleet.round(CASE.nodes, CASE.elements, gone)
         CASE.check(mean, gone)
         assert cost.bytes_up > CASE.elements * (8 + 3) / 8
-        assert min(cost.client_s, cost.server_s, cost.unmasking_s) > 0
+        assert min(cost.client_s, cost.server_s, cost.one_core_s, cost.all_cores_s) > 0
         costs.append(cost)
     assert [cost.makes_keys for cost in costs] == [True, True, False], "a small group makes keys when a device is back"
     assert costs[0].masks == 6 + 6 * 2, "a self-mask each, and masks with both that are gone: all are partners"
@@ -51,13 +45,13 @@ def test_rounds_of_ours_give_the_mean_of_who_is_left_and_say_what_they_cost(flee
 
 
 def test_clients_that_vanish_after_they_sent_their_vectors_are_in_the_mean(fleet: secagg_ours.Fleet) -> None:
-    cost, mean = fleet.round(CASE.nodes, CASE.elements, GONE, apply_masks, after_masking=True)
+    cost, mean = fleet.round(CASE.nodes, CASE.elements, GONE, after_masking=True)
     replace(CASE, after_masking=True).check(mean, GONE)
     assert cost.masks == 8
 
 
 def test_a_mean_of_others_is_no_figure(fleet: secagg_ours.Fleet) -> None:
-    _, mean = fleet.round(CASE.nodes, CASE.elements, GONE, apply_masks)
+    _, mean = fleet.round(CASE.nodes, CASE.elements, GONE)
     with pytest.raises(ArithmeticError):
         CASE.check(mean, frozenset())
 
@@ -85,11 +79,16 @@ def test_the_peak_of_memory_begins_anew() -> None:
 
 
 def test_a_figure_is_the_mean_of_a_groups_rounds_or_of_one_where_keys_do_not_last() -> None:
-    first, later = Round(8.0, 80.0, 800.0, 9, 1.0, True), Round(1.0, 10.0, 100.0, 9, 1.0, False)
-    lasting = Ours(first, (later, later), later, 0.1, 1 << 20)
+    lasting = ours()
     assert lasting.mean(lambda one: one.client_s) == (8 + 7) / 8
-    again = replace(lasting, later=(replace(first, client_s=7.0),))
+    again = replace(lasting, later=(replace(lasting.first, client_s=7.0),))
     assert again.mean(lambda one: one.client_s) == 7.0
+    assert replace(lasting, later=()).mean(lambda one: one.client_s) == 8.0
+
+
+def test_keys_are_thought_to_last_while_half_of_what_is_stated_drops_out() -> None:
+    assert [Case(100, 10, share).later for share in (0.0, 0.1, 0.3)] == [3, 3, 1]
+    assert [Case(500, 10, share).later for share in (0.0, 0.1, 0.3)] == [1, 1, 0]
 
 
 def found(**more: float) -> dict[str, float]:
@@ -97,8 +96,8 @@ def found(**more: float) -> dict[str, float]:
 
 
 def ours(makes_keys: bool = False) -> Ours:
-    later = Round(1.0, 10.0, 100.0, 9, 1.0, makes_keys)
-    return Ours(Round(8.0, 80.0, 800.0, 9, 1.0, True), (later,), later, 0.1, 1 << 20)
+    later = Round(1.0, 10.0, 100.0, 9, 1.0, 1.0, makes_keys)
+    return Ours(Round(8.0, 80.0, 800.0, 9, 1.0, 1.0, True), (later,), 0.1, 1 << 20)
 
 
 def test_what_flower_was_not_known_to_cost_is_compared_with_nothing() -> None:
