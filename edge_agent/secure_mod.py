@@ -4,7 +4,7 @@ Every phase is an ordinary train or evaluate message with a `ConfigRecord` named
 the app, with that record taken out; its reply, arrays and metrics alike, goes into the masked vector or nowhere. Its masks are
 bound to all that it was given (`RoundTerms.inputs_digest`): with other devices' they cancel only if those were given the same.
 A message without the record, or of another kind, is refused unless the policy allows plain work. A refusal is an error reply
-with code `REFUSED`; the app's own exceptions pass through.
+with code `REFUSED`, or `NO_KEYS`; the app's own exceptions pass through.
 
 Between phases the client's keys rest in `context.state`, one record a group, because Flower may start a process for each
 message. A round's keys are gone when it has what it needs, a group's when its rounds are used up, when the app fails to read
@@ -24,7 +24,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 
 from edge_agent import held_model, residuals
 from edge_agent.ledger import Epochs, Ledgers
-from shared.errors import DigestMismatch, FalseShares, Malformed, ProtocolError, ShoalError, Unsupported, UpdateRejected
+from shared.client_apps import NO_KEYS
+from shared.errors import (
+    DigestMismatch,
+    FalseShares,
+    Malformed,
+    NoKeys,
+    ProtocolError,
+    ShoalError,
+    Unsupported,
+    UpdateRejected,
+)
 from shared.flower import REFUSED, inputs_digest, pack_bytes, record_to_numpy, reply_error, reply_with, with_content
 from shared.privacy.ledger import Charge
 from shared.secagg.client import Client
@@ -98,6 +108,8 @@ class SecureMod:
             )
         try:
             return self._answer(message, context, call_next)
+        except NoKeys as error:
+            return reply_error(message, NO_KEYS, str(error))
         except ShoalError as error:
             return reply_error(message, REFUSED, str(error))
 
@@ -235,10 +247,13 @@ class SecureMod:
     def _load(self, context: Context, group: str) -> Client:
         record = context.state.get(_slot(group))
         if not isinstance(record, ConfigRecord):
-            raise ProtocolError(
-                "this device has no keys for this group: it never joined, has finished, or was restarted"
-            )
-        return Client.from_fields(dict(record), self._policy.client)
+            raise NoKeys("this device has no keys for this group: it never joined, has finished, or was restarted")
+        try:
+            return Client.from_fields(dict(record), self._policy.client)
+        except Malformed as error:
+            raise NoKeys(
+                "this device has no keys for this group: what it kept is damaged", detail=str(error)
+            ) from error
 
 
 def make_secure_mod(

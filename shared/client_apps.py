@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="DataclassInstance")
 GROUP = "shoal.client_apps"
-UNFIT = 100  # an error code beside Flower's own: this device cannot do this task, and would say so again
+# Error codes beside Flower's own.
+NO_KEYS = 101  # this device has no keys for the group that sums in secret: it was restarted, or they are used up
+UNFIT = 100  # this device cannot do this task, and would say so again
 MAX_LOSS = 100.0  # a loss above this is reported as this: one lost device must not drown the fleet's mean
 _ROUND = "server_round"  # set by the coordinator, never by a job
 

@@ -9,6 +9,7 @@
     ├── PeerError             what another process sent is wrong: drop it, name the peer
     │   ├── Malformed             cannot be parsed, or is outside its schema
     │   ├── ProtocolError         well formed, but not now (a state machine refuses it)
+    │   │   ├── NoKeys                this device has no keys for a secure round, or no longer: make others
     │   │   └── FalseShares           what other members of a round dealt is unusable: complain, naming them
     │   ├── DigestMismatch        bytes are not what their digest says
     │   ├── UpdateRejected        a device's update is unusable (NaN, shape, range, weight)
@@ -87,6 +88,10 @@ class Malformed(PeerError):
 class ProtocolError(PeerError):
     status = "FAILED_PRECONDITION"
     exit_code = 11
+
+
+class NoKeys(ProtocolError):
+    pass
 
 
 class FalseShares(ProtocolError):

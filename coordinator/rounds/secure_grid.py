@@ -12,8 +12,7 @@ poisoned device moves one of them. A device learns who is in its own group, and 
 A group makes keys and shares first, for `SecureConfig.group_rounds` rounds. Later exchanges over its devices, or over enough of
 them, take its next round at once: three exchanges of messages instead of six. Its keys end when its rounds are used up, when
 somebody is invited that is not of it, when one of its devices cannot use what it was dealt, and when devices are invited again
-that may no longer have their keys, because they failed or did not answer: in a large group (`MadeGroup`) too many of them, or one
-that says no a second time. Who is in which group stays for as
+that may no longer have their keys, because they failed or did not answer (`MadeGroup.fits`). Who is in which group stays for as
 many exchanges as keys are made for, unless a group came to no sum or a new device is invited: sums over ever other sets of the
 same devices would tell ever more of each.
 """
@@ -33,9 +32,12 @@ from coordinator.rounds.broadcasts import Broadcast
 from coordinator.rounds.exchange import ExchangeObserver, NullObserver, SecureConfig
 from coordinator.rounds.secure_exchange import SECURED, Exchange, category_of
 from coordinator.rounds.secure_group import GroupExchange, MadeGroup
+from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.clock import Clock, SystemClock
 from shared.errors import Unsupported
 from shared.secagg.keys import Verifier
+from shared.secagg.masks import Mask
+from shared.secagg.packing import Residues
 from shared.secagg.shamir import Entropy
 from shared.secagg.terms import Settings
 
@@ -186,9 +188,16 @@ class SecureGrid(Grid):
         return Exchange(self, batch, timeout).run()
 
     def answers(self, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
-        """Of the inner grid: as they come if it can, so that one masked vector is in memory at a time."""
-        ask = self.inner.stream if isinstance(self.inner, Streaming) else self.inner.send_and_receive
-        return ask(messages, timeout=timeout)
+        """Of the inner grid: as they come if it can, so that one masked vector is in memory at a time. Others get a list, since
+        Flower's own goes over the messages twice.
+        """
+        if isinstance(self.inner, Streaming):
+            return self.inner.stream(messages, timeout=timeout)
+        return self.inner.send_and_receive(list(messages), timeout=timeout)
+
+    def apply(self, residues: Residues, masks: list[Mask]) -> None:
+        """Takes masks out of a sum."""
+        apply_masks_on_all_cores(residues, masks)
 
     def settings(self, category: str) -> Settings:
         return self.carried.settings.get(category) or self.config.settings(category)

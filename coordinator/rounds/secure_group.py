@@ -12,10 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from coordinator.rounds.broadcasts import Broadcast
 from coordinator.rounds.exchange import Fate, Outcome
-from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from coordinator.rounds.validate import LASTING, REJECTIONS
+from shared.client_apps import NO_KEYS
 from shared.errors import LocalError, Malformed, PeerError, ProtocolError, RoundAborted
-from shared.flower import APP_RAISED, like, unpack_bytes
+from shared.flower import APP_RAISED, REFUSED, like, unpack_bytes
 from shared.privacy.events import CentralGaussian
 from shared.secagg.fields import Fields
 from shared.secagg.graph import derive
@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     from coordinator.rounds.secure_grid import SecureGrid
 
 MAKING = (Phase.KEYS, Phase.COINS, Phase.SHARES)  # of a group; who fails here is not in it
-KEEPS_KEYS = LASTING | {
-    APP_RAISED
-}  # error codes: the app failed, the device goes on. Any other: it may have been restarted
+# Error codes: the app failed, or the device or this server said no, and it goes on. Any other: it may have been restarted.
+KEEPS_KEYS = LASTING | {APP_RAISED, REFUSED}
 LARGE = 32  # devices of a group: keys last though a few may have lost theirs
 MAX_REASON = 500  # characters; a device wrote them
 Take = Callable[[int, Message], None]
@@ -89,18 +88,14 @@ class MadeGroup:
     doubtful: set[int] = field(default_factory=set)
 
     def fits(self, nodes: Sequence[int]) -> bool:
-        """Whether `nodes` are of this group, enough of it, not too doubtful, and keys for a round are left."""
-        known = set(nodes) <= set(self.seats) and all(self.seats[node] in self.group.dealt for node in nodes)
-        trusted = len(self.doubtful.intersection(nodes)) <= self._bearable
-        return known and trusted and len(nodes) >= self.group.terms.fewest and self.rounds < self.group.terms.rounds
+        """Whether `nodes` are of this group, keys for a round are left, and those who surely have theirs are enough for a sum.
 
-    @property
-    def _bearable(self) -> int:
-        """How many doubtful devices may be asked: half of the dropouts that a large group bears. A small one makes keys at once:
-        that costs it little, and a device left out for a round costs it much.
+        A small group makes keys anew for anyone doubtful: that costs it little, and a device left out for a round costs it much.
         """
-        terms = self.group.terms
-        return terms.rates.dropped(terms.clients) // 2 if terms.clients >= LARGE else 0
+        known = set(nodes) <= set(self.seats) and all(self.seats[node] in self.group.dealt for node in nodes)
+        sure, terms = set(nodes) - self.doubtful, self.group.terms
+        trusted = len(sure) == len(nodes) or terms.clients >= LARGE
+        return known and trusted and len(sure) >= terms.fewest and self.rounds < terms.rounds
 
     def next_number(self) -> int:
         self.rounds += 1
@@ -108,7 +103,7 @@ class MadeGroup:
 
 
 class Asked:
-    """One question to some devices of a group. Its `messages` are made as they are sent: those of all weigh much."""
+    """One question to some devices of a group. Its `messages` are made as they are taken: who sends one at a time holds one."""
 
     def __init__(
         self, exchange: "GroupExchange", phase: Phase, nodes: Iterable[int], messages: Iterator[Message], take: Take
@@ -224,7 +219,7 @@ class GroupExchange:
         try:
             yield from self._masked(made, server, ask, settings)
             yield from self._unmask(server, ask, clients)
-            summed = server.finish(apply_masks_on_all_cores)
+            summed = server.finish(self._grid.apply)
             central = central_noise(noise, self._grid.sources.entropy) if noise else None
             total = decode(schema, summed, len(server.counted), central)
         finally:
@@ -296,7 +291,8 @@ class GroupExchange:
             fate = Fate.REJECTED if reply.error.code in REJECTIONS else Fate.DROPPED
             if phase not in MAKING and reply.error.code not in KEEPS_KEYS:
                 self._doubtful.add(node)
-                self._spoilt |= self.made is not None and node in self.made.doubtful and fate is Fate.REJECTED
+                again = self.made is not None and node in self.made.doubtful
+                self._spoilt |= again and reply.error.code == NO_KEYS
             self._fail(node, fate, f"{phase}: {reply.error.reason or 'failed without a reason'}", reply.error.code)
             return
         try:
@@ -357,7 +353,7 @@ class GroupExchange:
 
 
 class _Asker:
-    """Puts one question to each seat of a group."""
+    """Puts one question to each seat of a group. `fields_of` gives the same object to seats that are told the same."""
 
     def __init__(self, exchange: GroupExchange, group_id: str, seats: Mapping[int, int]) -> None:
         self._exchange, self._group_id, self._seats = exchange, group_id, seats

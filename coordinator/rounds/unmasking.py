@@ -3,32 +3,19 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from shared.secagg.masks import BLOCK_BYTES, Mask, apply_masks
 from shared.secagg.packing import Residues
 
 _AES_BLOCK = 16
-WORTH_BLOCKS = 8  # of keystream a core: less is done before a thread has begun
 
 
 def apply_masks_on_all_cores(residues: Residues, masks: list[Mask], *, cores: int | None = None) -> None:
-    """As `apply_masks`. Each core takes a part of a long vector, since a cipher can start anywhere; of a short one, a part of the
-    masks, if they are many. The cipher lets go of the interpreter lock.
-    """
+    """As `apply_masks`. A part of the vector for each core: the cipher lets go of the interpreter lock, and can start anywhere."""
     cores = cores or len(os.sched_getaffinity(0))
     parts = min(cores, residues.nbytes // BLOCK_BYTES)
-    if parts >= 2:
-        _by_part(residues, masks, parts)
-        return
-    shares = min(cores, len(masks) * residues.nbytes // (WORTH_BLOCKS * BLOCK_BYTES))
-    if shares >= 2:
-        _by_mask(residues, masks, shares)
-    else:
+    if parts < 2:
         apply_masks(residues, masks)
-
-
-def _by_part(residues: Residues, masks: list[Mask], parts: int) -> None:
+        return
     step = -(-residues.size // parts)
     step += -step % (_AES_BLOCK // residues.itemsize)
     with ThreadPoolExecutor(parts, thread_name_prefix="unmask") as pool:
@@ -38,16 +25,6 @@ def _by_part(residues: Residues, masks: list[Mask], parts: int) -> None:
         ]
         for job in jobs:
             job.result()
-
-
-def _by_mask(residues: Residues, masks: list[Mask], shares: int) -> None:
-    sums = [residues, *(np.zeros_like(residues) for _ in range(shares - 1))]
-    with ThreadPoolExecutor(shares, thread_name_prefix="unmask") as pool:
-        jobs = [pool.submit(apply_masks, part, masks[place::shares]) for place, part in enumerate(sums)]
-        for job in jobs:
-            job.result()
-    for part in sums[1:]:
-        residues += part
 
 
 def _counter(offset: int) -> bytes:

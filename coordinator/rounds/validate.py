@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from shared.client_apps import UNFIT
+from shared.client_apps import NO_KEYS, UNFIT
 from shared.errors import UpdateRejected
 from shared.flower import APP_NOT_LOADED, REFUSED, reply_error, to_numpy
 
@@ -15,7 +15,7 @@ WEIGHT_KEY = "num-examples"
 MAX_WEIGHT = 1 << 31
 _METRICS = "metrics"
 LASTING = frozenset({UNFIT, APP_NOT_LOADED})  # error codes: the device would say so again
-REJECTIONS = LASTING | {REFUSED}  # it, or we, said no; any other error is a loss
+REJECTIONS = LASTING | {REFUSED, NO_KEYS}  # it, or we, said no; any other error is a loss
 
 
 def checked(request: Message, content: RecordDict) -> RecordDict:

@@ -280,7 +280,7 @@ def _float_changes(
         raise RoundAborted(f"the sum is larger than {count} devices can make it")
     if noise is not None:
         signed = signed + noise
-    # What a float32 holds exactly; noise is wider.
+    # Sums of up to 512 devices and 16 bits are exact in float32, of more they are rounded far below a level; noise is wider.
     values: Floats = signed.astype("f4" if schema.bits <= _FLOAT32_BITS and not schema.private else "f8")
     values *= schema.clip / schema.levels
     del signed

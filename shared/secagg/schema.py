@@ -39,6 +39,7 @@ from shared.secagg.packing import WORD_BITS, lane, packed_size
 BITS = (4, 6, 8, 12, 16)  # what a job may ask for; a first exchange takes all that a word holds
 EXACT_BITS = 32
 MAX_CLIENTS = 1 << 20
+_MOST_WHOLE = 0.1  # of the elements may lie in arrays of one dimension, and be sent whole where others are sampled
 ROUNDED_TWICE = 2.0**-10  # at most: the chance that a private vector has to be rounded once more
 DTYPES = frozenset({"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
 
@@ -93,9 +94,9 @@ class Schema:
 
     A rotated element of a device with `unit_weight` examples is clipped at `clip` times its scale. `rotation` is 64 hex digits, or
     empty where elements are not rotated; of rotated ones the share `subsample` is sent, and all of the arrays of one dimension
-    (biases, statistics of norms): they are few, and noise in them ruins a model. `norm` is what a private vector is clipped to,
-    Euclidean, in scales, 0 where there is no privacy; `noise` is the variance, in squared levels, of what each device adds to each
-    element; `settings` is the digest of all that it is made by.
+    (biases, statistics of norms), if they are a tenth of all at most: noise in them ruins a model. `norm` is what a private vector
+    is clipped to, Euclidean, in scales, 0 where there is no privacy; `noise` is the variance, in squared levels, of what each
+    device adds to each element; `settings` is the digest of all that it is made by.
     """
 
     clients: int
@@ -170,16 +171,13 @@ class Schema:
     def floats(self) -> tuple[ArrayField, ...]:
         """Those that are always sent whole come first."""
         found = [item for item in self.arrays if item.is_float]
-        return tuple(sorted(found, key=self._is_sampled))
-
-    def _is_sampled(self, item: ArrayField) -> bool:
-        return self.subsample < 1 and len(item.shape) > 1
+        return tuple(sorted(found, key=lambda item: len(item.shape) > 1)) if self.whole else tuple(found)
 
     @cached_property
     def whole(self) -> int:
-        """Elements that come first and are always sent: none where all are sampled alike."""
-        found = sum(item.size for item in self.floats if not self._is_sampled(item))
-        return found if found < self.elements else 0
+        """Elements that come first and are always sent."""
+        found = sum(item.size for item in self.arrays if item.is_float and len(item.shape) <= 1)
+        return found if self.subsample < 1 and found <= _MOST_WHOLE * self.elements else 0
 
     @cached_property
     def integers(self) -> tuple[ArrayField, ...]:
@@ -199,7 +197,7 @@ class Schema:
 
     @property
     def elements(self) -> int:
-        return sum(item.size for item in self.floats)
+        return sum(item.size for item in self.arrays if item.is_float)
 
     @property
     def kept(self) -> int:

@@ -1,18 +1,19 @@
 """CPU, bytes and memory of secure aggregation, beside Flower's SecAgg+ on the same vectors in the same run.
 
 Both run as they are, ours with `SecureGrid` and `SecureMod`, Flower's with its workflow and its mod: the server in one process on
-one core, all clients in another, messages in Flower's own encoding. CPU is that process's, less the encoding and the pipe. Clients
-drop out at random: they do not answer when they are asked for their vectors (or, so marked, never again after they sent them).
+one core, all clients in another, messages in Flower's own encoding. CPU is that process's, less the encoding and the pipe, which
+sends one message at a time. Each client drops out by chance: it does not answer when it is asked for its vector (or, so marked,
+never again after it sent it), and is back in the next round.
 
 Ours is what a job gets by default: devices sign their keys and check each other's certificates, which Flower's do not; keys serve 8
-rounds, so a figure is the mean of 8 of which the first makes them, and both kinds of round stand below it. Where keys have to be
-made again each round, because too many fall silent at once, the figure is that of such a round (up to 100 clients of the second,
-when they know each other's certificates). A job states twice the dropout that happens (5 % where it is 0, 40 % where it is 30; "10%
-of 20%" is what happens, of what is stated), and 5 % corrupt.
+rounds, so a figure is the mean of 8 of which the first makes them (beyond 100 clients two are played, and the second stands for
+seven), and both kinds of round stand below it. Where keys do not last, because too many fall silent, the figure is that of the
+rounds that were played. A job states twice the dropout that happens (5 % where it is 0, 40 % where it is 30; "10% of 20%" is what
+happens, of what is stated), and 5 % corrupt.
 
 Flower's makes keys in each round and has the degree that its users give it, k = 2 ceil(log2 n) + 1; where its sparse graph leaves a
 client with too few neighbours it gives up, and is asked up to three times. Its rounds of more than a minute, and those that it gave
-up, are extrapolated and marked so.
+up, are extrapolated from smaller cases of the same run, and marked so; where there are too few of these, it is left out.
 
 \b
 python simulations/benchmarks/secagg.py                                  up to 100 clients and 100 k elements: minutes
@@ -35,21 +36,24 @@ import click
 import numpy as np
 
 from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS
-from shared.secagg.graph import Rates
+from coordinator.rounds.unmasking import apply_masks_on_all_cores
+from shared.errors import Unsupported
+from shared.secagg.graph import Rates, derive
 from shared.secagg.keys import InsecureWarning
+from shared.secagg.masks import apply_masks
 from simulations.benchmarks import flower_secagg, secagg_extrapolate, secagg_ours
 from simulations.benchmarks.harness import Figure, figure, publish
-from simulations.benchmarks.secagg_ours import Round, Vector, keystream_s, vector_of
+from simulations.benchmarks.secagg_ours import Round, Vector, keystream_s, unmasking_s, vector_of
 from simulations.benchmarks.secagg_plot import plot
 from simulations.benchmarks.two_processes import Memory
 
 SMALL = ((50, 100), (10_000, 100_000), (0.0, 0.1, 0.3))
 FULL = ((50, 100, 500, 1000), (10_000, 100_000, 1_000_000), (0.0, 0.1, 0.3))
-LATER = 3  # rounds with keys at hand, of which the median is told, …
-MANY = 100  # … and one where there are more clients
+MANY = 100  # clients; beyond, a second round stands for all that find keys at hand
+LARGE = 100_000_000  # elements of all clients: so much of Flower's is played only where it is known how long it takes
 PATIENCE_S = 60.0  # for one round of Flower's
 TRIES = 3  # of Flower's
-WITHIN = 0.05  # a mean of unit Gaussians may be off by so much, rounded to 8 bits
+OFF = 0.2  # of a mean over n unit Gaussians, rounded to 8 bits: at most so much over the root of n
 T = TypeVar("T")
 ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -79,16 +83,14 @@ class Case:
         return Rates(dropout=min(2 * self.dropout, 0.4) if self.dropout else 0.05)
 
     @property
-    def later(self) -> int:
-        """How many rounds are played after the first: keys last while no more vanish than half of what the group bears."""
-        if int(self.dropout * self.clients) <= self.rates.dropped(self.clients) // 2:
-            return LATER if self.clients <= MANY else 1
-        return 1 if self.clients <= MANY else 0
+    def bits(self) -> int:
+        return 8 + (self.clients - 1).bit_length()
 
     def gone(self, number: int) -> frozenset[int]:
-        """Who drops out in a round: the same in every run, and for both sides."""
+        """Who drops out in a round: the same in every run, and for both sides. No more than what is stated."""
         chance = random.Random(f"{self.clients} {number}")
-        return frozenset(chance.sample(self.nodes, int(self.dropout * self.clients)))
+        found = [node for node in self.nodes if chance.random() < self.dropout]
+        return frozenset(found[: self.rates.dropped(self.clients)])
 
     def check(self, mean: Vector, gone: frozenset[int]) -> None:
         """Raises `ArithmeticError` unless it is that of the counted vectors: those of all, if clients vanish after masking."""
@@ -96,33 +98,37 @@ class Case:
         expected = np.zeros(self.elements)
         for node in counted:
             expected += vector_of(node, self.elements)
-        if np.abs(mean - expected / len(counted)).max() > WITHIN:
+        if np.abs(mean - expected / len(counted)).max() > OFF / len(counted) ** 0.5:
             raise ArithmeticError(f"{self.name}: not the mean of the vectors")
 
 
 @dataclass(frozen=True)
 class Ours:
-    """The round that makes keys, and those after it. CPU seconds a mask, and the server's peak memory in bytes."""
+    """The rounds that were played. Seconds of wall time to take a round's masks out on one core and on all, and of CPU to make a
+    mask; the server's peak memory in bytes.
+    """
 
-    first: Round
-    later: tuple[Round, ...]
+    rounds: tuple[Round, ...]
+    one_core_s: float
+    all_cores_s: float
     keystream_s: float
     memory: int
 
-    @property
-    def lasting(self) -> bool:
-        """Whether later rounds found keys at hand."""
-        return bool(self.later) and not self.later[-1].makes_keys
+    def made(self, of: Callable[[Round], float]) -> float:
+        """Of a round that makes keys."""
+        return statistics.median(of(one) for one in self.rounds if one.makes_keys)
 
-    def at_hand(self, of: Callable[[Round], float]) -> float:
-        """Of a round that finds keys at hand, if there is one; else of the last."""
-        return statistics.median(map(of, self.later)) if self.lasting else of((self.first, *self.later)[-1])
+    def at_hand(self, of: Callable[[Round], float]) -> float | None:
+        """Of a round that finds keys at hand, if there was one."""
+        found = [of(one) for one in self.rounds if not one.makes_keys]
+        return statistics.median(found) if found else None
 
     def mean(self, of: Callable[[Round], float]) -> float:
-        """Of a group's rounds, or of one, if its keys do not last."""
-        if not self.lasting:
-            return self.at_hand(of)
-        return (of(self.first) + (DEFAULT_GROUP_ROUNDS - 1) * self.at_hand(of)) / DEFAULT_GROUP_ROUNDS
+        """Over the rounds of a group. Where only two were played the second stands for all but the first."""
+        first, *later = map(of, self.rounds)
+        if not later:
+            return first
+        return statistics.mean([first, *later * ((DEFAULT_GROUP_ROUNDS - 1) // len(later))])
 
 
 def play_ours(case: Case) -> Ours:
@@ -132,16 +138,18 @@ def play_ours(case: Case) -> Ours:
     fleet.round(case.nodes[:5], 64, frozenset())  # what is loaded once is loaded
     fleet.begin(case.rates)
     memory, rounds, gone = Memory(), [], frozenset[int]()
-    for number in range(1 + case.later):
+    for number in range(DEFAULT_GROUP_ROUNDS if case.clients <= MANY else 2):
         gone = case.gone(number)
         cost, mean = fleet.round(case.nodes, case.elements, gone, after_masking=case.after_masking)
         rounds.append(cost)
     peak = memory.peak()
     fleet.grid.close()
     case.check(mean, gone)
-    first, *later = rounds
-    bits = 8 + (case.clients - 1).bit_length()
-    return Ours(first, tuple(later), keystream_s(case.elements, bits), peak)
+    one_core, all_cores = (
+        unmasking_s(case.elements, case.bits, rounds[-1].masks, apply)
+        for apply in (apply_masks, apply_masks_on_all_cores)
+    )
+    return Ours(tuple(rounds), one_core, all_cores, keystream_s(case.elements, case.bits), peak)
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,8 @@ class Peer:
         guess = {what: secagg_extrapolate.guess(self._known, key, what) for what in secagg_extrapolate.TERMS}
         if guess["server"] + case.clients * guess["client"] > PATIENCE_S:
             return "Flower SecAgg+, extrapolated", guess
+        if not guess["server"] and case.clients * case.elements > LARGE:
+            return "", guess
         flowers = alone(play_flower, case)
         cost = flowers.tried
         found = {
@@ -193,8 +203,7 @@ class Peer:
         }
         if not flowers.finished:  # what an aborted round costs says nothing about whole ones
             return "Flower SecAgg+, which gave up, extrapolated", guess
-        if not case.after_masking:
-            self.learn(case, found)
+        self.learn(case, found)
         return "Flower SecAgg+", found
 
 
@@ -220,25 +229,21 @@ def figures_of(case: Case, ours: Ours, peer: tuple[str, dict[str, float]]) -> li
         return figure(f"{what}, {name}", value, unit, peer=(label, theirs[part]), aim=aim)
 
     def kinds(what: str, unit: str, part: str, of: Callable[[Round], float], aim: float) -> list[Figure]:
-        found = [beside(what, ours.mean(of), unit, part, aim)]
-        if ours.lasting:
-            found += [
-                beside(f"{what}, keys at hand", ours.at_hand(of), unit, part),
-                beside(f"{what}, keys made", of(ours.first), unit, part),
-            ]
-        return found
+        found = [beside(what, ours.mean(of), unit, part, aim), beside(f"{what}, keys made", ours.made(of), unit, part)]
+        at_hand = ours.at_hand(of)
+        return found if at_hand is None else [*found, beside(f"{what}, keys at hand", at_hand, unit, part)]
 
-    bound = ours.keystream_s * ours.at_hand(lambda one: one.masks)
+    bound = ours.keystream_s * ours.rounds[-1].masks
     figures = [
         *kinds("client CPU", "s", "client", lambda one: one.client_s, 10 if small else 5),
         *kinds("server CPU", "s", "server", lambda one: one.server_s, 50 if small else 15),
         *kinds("bytes up", "bytes", "bytes", lambda one: one.bytes_up, 4),
         beside("server memory", max(ours.memory, 1) / 2**20, "MiB", "memory", 10),
         figure(
-            f"server CPU over its keystream's, {name}", ours.at_hand(lambda one: one.server_s) / bound, "times", aim=2
+            f"server CPU over its keystream's, last round, {name}", ours.rounds[-1].server_s / bound, "times", aim=2
         ),
-        figure(f"taking masks out, one core, {name}", ours.at_hand(lambda one: one.one_core_s), "s"),
-        figure(f"taking masks out, all cores, {name}", ours.at_hand(lambda one: one.all_cores_s), "s"),
+        figure(f"taking masks out, one core, {name}", ours.one_core_s, "s"),
+        figure(f"taking masks out, all cores, {name}", ours.all_cores_s, "s"),
     ]
     if (case.clients, case.elements, case.dropout) == (500, 100_000, 0.1):
         figures.append(figure(f"a whole round's server CPU, {name}", ours.mean(lambda one: one.server_s), "s", aim=1))
@@ -267,6 +272,11 @@ def main(
     )
     peer, figures = Peer(), list[Figure]()
     cases = [Case(*size, after_masking=after_masking, signed=not unsigned) for size in sizes]
+    try:
+        for case in cases:
+            derive(case.clients, case.rates)
+    except Unsupported as error:
+        raise click.BadParameter(error.message) from error
     for number, case in enumerate(cases, start=1):
         click.echo(f"{case.name} ({number} of {len(cases)})", err=True)
         figures += figures_of(case, alone(play_ours, case), peer.cost(case))

@@ -4,11 +4,11 @@ Devices sign with certificates of a fleet's authority, unless asked not to; upda
 is a job's default. How large changes are is known, as it is after a job's first round.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from unittest.mock import patch
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -17,18 +17,17 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from coordinator.rounds import secure_group
 from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import Carried, SecureGrid
-from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from edge_agent.secure_mod import SecureMod, make_secure_mod
 from shared.clock import SystemClock
 from shared.flower import record_to_numpy, reply_with
 from shared.secagg.graph import Rates
-from shared.secagg.keys import InsecureWarning, UnsignedIdentity, UnsignedVerifier, Verifier
+from shared.secagg.keys import InsecureWarning, Secret, UnsignedIdentity, UnsignedVerifier, Verifier
 from shared.secagg.masks import Mask, apply_masks
 from shared.secagg.messages import RECORD, Phase
 from shared.secagg.packing import Residues, lane
+from shared.secagg.server import Apply
 from shared.signing.certificates import Authority
 from shared.signing.identity import DeviceIdentity, FleetVerifier
 from simulations.benchmarks.two_processes import Handle, Idle, PipeGrid
@@ -68,39 +67,24 @@ def stage_of(message: Message) -> str:
     return str(message.content.config_records[RECORD]["phase"])
 
 
-@dataclass
-class Unmasking:
-    """Takes masks out of a sum on one core, and of a copy on all. Seconds of wall time; `idle` has the CPU time of the second."""
+class TimedGrid(SecureGrid):
+    """Knows how many masks the last sum was freed of, and on one core."""
 
-    idle: Idle = field(default_factory=Idle)
-    masks: int = 0
-    one_core_s: float = 0.0
-    all_cores_s: float = 0.0
+    masks = 0
 
-    def __call__(self, residues: Residues, masks: list[Mask]) -> None:
-        with self.idle():
-            copy = residues.copy()
-            began = time.perf_counter()
-            apply_masks_on_all_cores(copy, masks)
-            self.all_cores_s = time.perf_counter() - began
-        began = time.perf_counter()
+    def apply(self, residues: Residues, masks: list[Mask]) -> None:
+        self.masks = len(masks)
         apply_masks(residues, masks)
-        self.one_core_s, self.masks = time.perf_counter() - began, len(masks)
-        with self.idle():
-            if not np.array_equal(copy, residues):
-                raise ArithmeticError("all cores come to another sum than one")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one cost. CPU seconds and bytes of a client that takes part to the end; seconds of wall time to take the masks out."""
+    """What one cost: CPU seconds, and bytes, of a client that takes part to the end; and how many masks the server expanded."""
 
     client_s: float
     server_s: float
     bytes_up: float
     masks: int
-    one_core_s: float
-    all_cores_s: float
     makes_keys: bool
 
 
@@ -132,26 +116,24 @@ class Fleet:
 
         Raises `RoundAborted` where there is none.
         """
-        grid, unmasking = self.grid, Unmasking()
+        grid = self.grid
         grid.begin(Phase.CONFIRMED if after_masking else Phase.MASKED, gone)
-        secure = SecureGrid(grid, self._config, self._verifier, carried=self._carried)
+        secure = TimedGrid(grid, self._config, self._verifier, carried=self._carried)
         model = ArrayRecord({"w": Array(np.zeros(elements, np.float32))})
         messages = [secure.create_message(RecordDict({"arrays": model}), "train", node, "1") for node in nodes]
         began = time.process_time()
-        with patch.object(secure_group, "apply_masks_on_all_cores", unmasking):
-            (reply,) = secure.send_and_receive(messages)
-        server_s = time.process_time() - began - grid.own_s - unmasking.idle.spent_s
+        (reply,) = secure.send_and_receive(messages)
+        server_s = time.process_time() - began - grid.own_s
         mean = record_to_numpy(reply.content.array_records["arrays"])["w"]
-        cost = Round(
-            grid.client_s,
-            server_s,
-            grid.bytes_up,
-            unmasking.masks,
-            unmasking.one_core_s,
-            unmasking.all_cores_s,
-            Phase.KEYS in grid.stages,
-        )
-        return cost, mean
+        return Round(grid.client_s, server_s, grid.bytes_up, secure.masks, Phase.KEYS in grid.stages), mean
+
+
+def unmasking_s(length: int, bits: int, count: int, apply: Apply) -> float:
+    """Seconds of wall time to take `count` masks out of a sum."""
+    masks, residues = [Mask(Secret(os.urandom(32))) for _ in range(count)], np.zeros(length, lane(bits))
+    began = time.perf_counter()
+    apply(residues, masks)
+    return time.perf_counter() - began
 
 
 def keystream_s(length: int, bits: int) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from simulations.benchmarks.harness import Figure
 
 PANELS = ("client CPU", "server CPU", "bytes up", "server memory")
-_LATER = "keys at hand"
+_KINDS = {"keys at hand": ">", "keys made": "<"}
 
 
 def plot(name: str, figures: Sequence[Figure], path: Path) -> None:
@@ -25,9 +25,9 @@ def plot(name: str, figures: Sequence[Figure], path: Path) -> None:
             hollow = one.peer is not None and "extrapolated" in one.peer
             mark = "x" if one.peer is not None and "gave up" in one.peer else "o"
             panel.plot(one.ratio, row, mark, color="#1f77b4", markerfacecolor="none" if hollow else "#1f77b4")
-            later = known.get((what, f"{_LATER}, {case}"))
-            if later is not None:
-                panel.plot(later.ratio, row, "|", color="#1f77b4", markersize=9)
+            for kind, mark in _KINDS.items():
+                if (other := known.get((what, f"{kind}, {case}"))) is not None:
+                    panel.plot(other.ratio, row, mark, color="#1f77b4", markerfacecolor="none", markersize=5)
             panel.plot(one.aim, row, "|", color="#d62728", markersize=14)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -40,6 +40,6 @@ def plot(name: str, figures: Sequence[Figure], path: Path) -> None:
         panel.set_yticks(range(len(cases)), list(reversed(cases)))
         panel.spines[["top", "right"]].set_visible(False)
     canvas.suptitle(
-        f"{name}: filled, measured; hollow, Flower's extrapolated; x, Flower's gave up; blue stroke, keys at hand; red, the aim"
+        f"{name}: o mean of a group's rounds (hollow: Flower's extrapolated, x: it gave up), > keys at hand, < made, red: the aim"
     )
     canvas.savefig(path, dpi=120)

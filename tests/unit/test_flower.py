@@ -17,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.client_apps import NO_KEYS, UNFIT
 from shared.errors import Malformed
 from shared.flower import (
     APP_RAISED,
@@ -103,6 +104,7 @@ def test_the_error_codes_are_flowers() -> None:
     assert REFUSED == ErrorCode.MOD_FAILED_PRECONDITION
     assert APP_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert len({REFUSED, APP_RAISED, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED}) == 4
+    assert not {NO_KEYS, UNFIT} & {code for name, code in vars(ErrorCode).items() if name.isupper()}
 
 
 def test_a_stock_strategy_averages_metrics_with_the_function_we_know() -> None:

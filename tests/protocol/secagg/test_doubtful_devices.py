@@ -8,6 +8,7 @@ from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import SecureGrid
 from coordinator.rounds.secure_group import LARGE
 from edge_agent.secure_mod import ModPolicy
+from shared.flower import REFUSED, reply_error
 from shared.secagg.graph import Rates
 from shared.secagg.policy import Policy
 from tests.protocol.secagg.appgrid import AppGrid, Recorder, losing_the_reply, make_grid, silent
@@ -15,7 +16,7 @@ from tests.protocol.secagg.exchanges import GROUP, RECOVERY, ROUND, exchange, se
 
 SIZE = 40
 RATES = Rates(dropout=0.25, corrupt=0.05)
-BEARABLE = RATES.dropped(SIZE) // 2
+BEARABLE = RATES.dropped(SIZE)
 EVERYBODY = frozenset(range(1, SIZE + 1))
 
 
@@ -83,31 +84,49 @@ def test_a_device_that_vanishes_after_masking_is_asked_for_the_next_round_too(
     assert counted(seen) == EVERYBODY
 
 
-def test_too_many_that_vanish_at_once_make_a_large_group_make_keys_anew(
-    large: tuple[AppGrid, SecureGrid, Recorder],
-) -> None:
-    inner, grid, seen = large
-    vanishing(inner, range(2, 3 + BEARABLE))
-    exchange(grid, SIZE)
-    inner.faults.clear()
-    exchange(grid, SIZE)
-    assert makes_keys(seen)
-    assert counted(seen) == EVERYBODY
-
-
-def test_those_that_vanish_round_after_round_and_were_not_counted_since_add_up(
+def test_those_that_vanish_round_after_round_add_up_until_the_others_are_too_few(
     large: tuple[AppGrid, SecureGrid, Recorder],
 ) -> None:
     inner, grid, seen = large
     first, second = range(2, 2 + BEARABLE), range(20, 21)
     vanishing(inner, first)
     exchange(grid, SIZE)
-    vanishing(inner, second)
+    inner.faults.clear()
+    vanishing(inner, [*first[1:], *second])
     exchange(grid, SIZE)
     assert not makes_keys(seen)
+    assert counted(seen) == EVERYBODY - {*first[1:], *second}
     inner.faults.clear()
     exchange(grid, SIZE)
+    assert not makes_keys(seen), "the first of them was counted since"
+    assert counted(seen) == EVERYBODY
+
+
+def test_keys_are_made_anew_where_those_who_surely_have_theirs_are_too_few(
+    large: tuple[AppGrid, SecureGrid, Recorder],
+) -> None:
+    """Five that vanished, and then others that stay away: asked for the round, they would train for nothing."""
+    inner, grid, seen = large
+    doubtful = set(range(2, 7))
+    vanishing(inner, doubtful)
+    exchange(grid, SIZE)
+    inner.faults.clear()
+    for node in doubtful:
+        inner.restart(node)
+    here = EVERYBODY - set(range(30, 36))
+    exchange(grid, nodes=here)
     assert makes_keys(seen)
+    assert counted(seen) == here
+
+
+def test_a_device_that_refuses_for_another_reason_costs_nobody_new_keys(
+    large: tuple[AppGrid, SecureGrid, Recorder],
+) -> None:
+    inner, grid, seen = large
+    inner.faults[4, "masked"] = lambda message: reply_error(message, REFUSED, "its budget is used up")
+    for _ in range(3):
+        exchange(grid, SIZE)
+        assert (makes_keys(seen), counted(seen)) == (False, EVERYBODY - {4})
 
 
 def test_a_device_that_was_restarted_is_left_out_twice_and_then_all_make_keys_anew(

@@ -9,7 +9,7 @@ from coordinator.rounds.exchange import SecureConfig
 from coordinator.rounds.secure_grid import Carried, SecureGrid
 from edge_agent.secure_mod import ModPolicy
 from edge_agent.trainer.ports import APP_CRASHED
-from shared.client_apps import UNFIT
+from shared.client_apps import NO_KEYS, UNFIT
 from shared.errors import RoundAborted
 from shared.flower import APP_NOT_LOADED, APP_RAISED, REFUSED, reply_error
 from shared.secagg.messages import RECORD
@@ -29,7 +29,7 @@ from tests.protocol.secagg.exchanges import (
     secure,
 )
 
-NO_KEYS = "masked: this device has no keys for this group: it never joined, has finished, or was restarted"
+LOST = "masked: this device has no keys for this group: it never joined, has finished, or was restarted"
 EVERYBODY = {1, 2, 3, 4, 5}
 
 
@@ -194,7 +194,8 @@ def test_a_device_that_drops_after_masking_is_counted_and_its_mask_recovered_fro
 ENDINGS: dict[str, tuple[int, bool]] = {
     "it was unavailable": (NODE_UNAVAILABLE, True),
     "its trainer died": (APP_CRASHED, True),
-    "it refuses": (REFUSED, True),
+    "it has no keys": (NO_KEYS, True),
+    "it refuses": (REFUSED, False),
     "its app raised": (APP_RAISED, False),
     "the task does not fit it": (UNFIT, False),
     "it does not have the app": (APP_NOT_LOADED, False),
@@ -263,7 +264,7 @@ def test_a_device_that_was_restarted_is_rejected_and_the_next_exchange_makes_a_n
     inner.restart(3)
     settings = grid.carried.settings["train"]
     assert_rounded_mean_of(exchange(grid), {1, 2, 4, 5}, settings)
-    assert (seen.fates[3], seen.reason(3)) == ("rejected", NO_KEYS)
+    assert (seen.fates[3], seen.reason(3)) == ("rejected", LOST)
     assert_weight_and_loss_of(exchange(grid), EVERYBODY)
     assert seen.passed == [[*GROUP, *ROUND], ROUND, ROUND, [*GROUP, *ROUND]]
     assert seen.fates == dict.fromkeys(range(1, 6), "counted")

@@ -1,6 +1,6 @@
 """Stock Flower strategies and real client apps, with secure aggregation between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from tests.protocol.secagg.exchanges import (
     PLAIN,
     ROUND,
     assert_mean_of,
+    exchange,
     messages,
     number,
     numpy_arrays,
@@ -337,3 +338,19 @@ def test_an_inner_grid_that_fails_closes_the_exchange_too() -> None:
     with pytest.raises(Unavailable):
         grid.send_and_receive(messages(3))
     assert [summary.aborted for summary in seen.summaries] == ["the hub is stopping"]
+
+
+class TwiceGrid(AppGrid):
+    """As Flower's own, which stamps the messages first and then sends them."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        for message in messages:
+            assert message.metadata.dst_node_id
+        return list(super().send_and_receive(messages, timeout=timeout))
+
+
+def test_it_wraps_a_grid_that_goes_over_its_messages_twice() -> None:
+    inner, authority = make_grid()
+    grid, seen = secure(TwiceGrid(inner.nodes), authority)
+    assert_mean_of(exchange(grid), {1, 2, 3, 4, 5})
+    assert seen.passed == [[*GROUP, *ROUND]]

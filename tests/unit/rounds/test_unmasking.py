@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from coordinator.rounds.unmasking import WORTH_BLOCKS, apply_masks_on_all_cores
+from coordinator.rounds.unmasking import apply_masks_on_all_cores
 from shared.secagg.keys import Secret
 from shared.secagg.masks import BLOCK_BYTES, Mask, apply_masks
 
 SIZES = {
     "nothing": (0, 3),
     "short, few masks": (100, 3),
-    "short, so many masks that they are dealt out": (BLOCK_BYTES // 2, 5 * WORTH_BLOCKS),
+    "half a block, many masks": (BLOCK_BYTES // 2, 40),
     "a few elements, more masks than cores": (17, 64),
     "two blocks": (2 * BLOCK_BYTES, 3),
     "five blocks and a bit": (5 * BLOCK_BYTES + 13, 4),

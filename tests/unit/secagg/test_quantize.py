@@ -38,7 +38,7 @@ def levels(schema: Schema, vector: Residues) -> NDArray[np.int64]:
 
 
 def meant(schema: Schema, elements: NDArray[np.int64], weight: int) -> NDArray[Any]:
-    """What a sum of levels stands for, one array of scale 1; float32 holds a sum of levels of up to 16 bits exactly."""
+    """What a sum of levels stands for, one array of scale 1; of few devices float32 holds it exactly."""
     kind = "f4" if schema.bits <= 16 else "f8"
     values = elements.astype(kind)
     values *= schema.clip / schema.levels

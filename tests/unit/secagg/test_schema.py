@@ -116,7 +116,9 @@ def test_of_a_sampled_vector_arrays_of_one_dimension_are_sent_whole_and_come_fir
     assert replace(schema, subsample=1.0).whole == 0
 
 
-def test_where_all_arrays_have_one_dimension_all_are_sampled() -> None:
-    arrays = (ArrayField("w", (100,), "float32", 1.0), ArrayField("b", (), "float32", 1.0))
+@pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["all", "most"])
+def test_where_more_than_a_tenth_lies_in_arrays_of_one_dimension_all_are_sampled(kernel: tuple[int, ...]) -> None:
+    arrays = (ArrayField("w", (100,), "float32", 1.0), ArrayField("b", kernel, "float32", 1.0))
     schema = Schema(10, 8, 100, arrays=arrays, rotation="ab" * 32, subsample=0.25)
-    assert (schema.whole, schema.kept) == (0, 26)
+    assert (schema.whole, schema.kept) == (0, math.ceil(0.25 * schema.elements))
+    assert schema.floats == arrays

@@ -8,7 +8,7 @@ from shared.learning.models import initial_state
 from shared.learning.spec import new_spec
 from simulations.benchmarks.learning import DEVICES, WAYS, Lab, Run, figures_of, pruned_after, run
 
-pytestmark = [pytest.mark.filterwarnings("ignore::shared.secagg.keys.InsecureWarning"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ROUNDS = 4
 
 

@@ -36,7 +36,7 @@ def test_rounds_of_ours_give_the_mean_of_who_is_left_and_say_what_they_cost(flee
         cost, mean = fleet.round(CASE.nodes, CASE.elements, gone)
         CASE.check(mean, gone)
         assert cost.bytes_up > CASE.elements * (8 + 3) / 8
-        assert min(cost.client_s, cost.server_s, cost.one_core_s, cost.all_cores_s) > 0
+        assert min(cost.client_s, cost.server_s) > 0
         costs.append(cost)
     assert [cost.makes_keys for cost in costs] == [True, True, False], "a small group makes keys when a device is back"
     assert costs[0].masks == 6 + 6 * 2, "a self-mask each, and masks with both that are gone: all are partners"
@@ -78,30 +78,51 @@ def test_the_peak_of_memory_begins_anew() -> None:
     assert second.size - (4 << 20) < memory.peak() < second.size + (32 << 20)
 
 
-def test_a_figure_is_the_mean_of_a_groups_rounds_or_of_one_where_keys_do_not_last() -> None:
-    lasting = ours()
-    assert lasting.mean(lambda one: one.client_s) == (8 + 7) / 8
-    again = replace(lasting, later=(replace(lasting.first, client_s=7.0),))
-    assert again.mean(lambda one: one.client_s) == 7.0
-    assert replace(lasting, later=()).mean(lambda one: one.client_s) == 8.0
+def ours(*makes_keys: bool) -> Ours:
+    """Rounds that cost 8 with and 1 without keys to make."""
+    rounds = [Round(8.0, 80.0, 800.0, 9, True) if makes else Round(1.0, 10.0, 100.0, 9, False) for makes in makes_keys]
+    return Ours(tuple(rounds), 1.0, 1.0, 0.1, 1 << 20)
 
 
-def test_keys_are_thought_to_last_while_half_of_what_is_stated_drops_out() -> None:
-    assert [Case(100, 10, share).later for share in (0.0, 0.1, 0.3)] == [3, 3, 1]
-    assert [Case(500, 10, share).later for share in (0.0, 0.1, 0.3)] == [1, 1, 0]
+def test_a_figure_is_the_mean_of_the_rounds_of_a_group() -> None:
+    def client(one: Round) -> float:
+        return one.client_s
+
+    assert ours(True).mean(client) == 8
+    assert ours(True, False).mean(client) == (8 + 7 * 1) / 8, "the second stands for all but the first"
+    assert ours(True, True).mean(client) == 8
+    assert ours(True, *[False] * 7).mean(client) == (8 + 7) / 8
+    assert ours(True, False, False, True, *[False] * 4).mean(client) == (2 * 8 + 6) / 8
+    assert (ours(True, False).made(client), ours(True, False).at_hand(client)) == (8, 1)
+    assert ours(True, True).at_hand(client) is None
+
+
+def test_clients_drop_out_by_chance_and_no_more_than_stated() -> None:
+    case = Case(1000, 10, 0.1)
+    counts = {len(case.gone(number)) for number in range(20)}
+    assert len(counts) > 5
+    assert 70 < min(counts) <= max(counts) < 130
+    assert case.gone(3) == case.gone(3) != case.gone(4)
+    assert max(len(Case(8, 10, 0.3).gone(number)) for number in range(50)) == 3
+
+
+@pytest.mark.parametrize("clients", [8, 1000])
+def test_the_check_sees_a_mean_over_too_many(clients: int) -> None:
+    case = Case(clients, 2_000, 0.1)
+    vectors = np.array([vector_of(node, case.elements) for node in case.nodes])
+    gone = frozenset({3}) if clients == 8 else case.gone(1)
+    left = np.array([node not in gone for node in case.nodes])
+    case.check(vectors[left].mean(axis=0), gone)
+    with pytest.raises(ArithmeticError):
+        case.check(vectors.mean(axis=0), gone)
 
 
 def found(**more: float) -> dict[str, float]:
     return {"client": 10.0, "server": 100.0, "bytes": 1000.0, "memory": 10.0, **more}
 
 
-def ours(makes_keys: bool = False) -> Ours:
-    later = Round(1.0, 10.0, 100.0, 9, 1.0, 1.0, makes_keys)
-    return Ours(Round(8.0, 80.0, 800.0, 9, 1.0, 1.0, True), (later,), 0.1, 1 << 20)
-
-
 def test_what_flower_was_not_known_to_cost_is_compared_with_nothing() -> None:
-    figures = {one.name: one for one in figures_of(CASE, ours(), ("Flower", found(client=0.0)))}
+    figures = {one.name: one for one in figures_of(CASE, ours(True, False), ("Flower", found(client=0.0)))}
     assert figures[f"client CPU, {CASE.name}"].peer is None
     assert figures[f"server CPU, {CASE.name}"].ratio == 100 / ((80 + 70) / 8)
 
@@ -109,10 +130,12 @@ def test_what_flower_was_not_known_to_cost_is_compared_with_nothing() -> None:
 def test_the_picture_has_a_row_a_case_also_where_flower_gave_up(tmp_path: Path) -> None:
     figures: list[Figure] = []
     for case, label in ((CASE, "Flower"), (replace(CASE, dropout=0.3), "Flower, which gave up, extrapolated")):
-        figures += figures_of(case, ours(makes_keys=case.dropout > 0.25), (label, found()))
-    figures += figures_of(replace(CASE, clients=9), ours(), ("Flower, which gave up", found(client=0.0, server=0.0)))
-    plot("secagg", figures, tmp_path / "secagg.png")
-    assert (tmp_path / "secagg.png").stat().st_size > 10_000
+        figures += figures_of(case, ours(True, case.dropout > 0.25), (label, found()))
+    plot("secagg", figures, tmp_path / "two.png")
+    unknown = ("Flower, which gave up", found(client=0.0, server=0.0))
+    plot("secagg", [*figures, *figures_of(replace(CASE, clients=9), ours(True), unknown)], tmp_path / "three.png")
+    heights = [int.from_bytes((tmp_path / name).read_bytes()[20:24], "big") for name in ("two.png", "three.png")]
+    assert heights[1] - heights[0] == pytest.approx(0.28 * 120, abs=1), "a row more, though Flower's is unknown in part"
 
 
 def test_what_was_not_measured_follows_the_terms_that_the_cost_is_made_of() -> None:
