@@ -78,6 +78,7 @@ class Agent:
         self._tasks: TaskRunner
         self._sampler: Sampler
         self.ready = asyncio.Event()
+        self._changed = asyncio.Event()  # what is served
 
     def connect(self, link: Link, updater: Updater, tasks: TaskRunner, sampler: Sampler) -> None:
         self._link, self._updater, self._tasks, self._sampler = link, updater, tasks, sampler
@@ -93,6 +94,11 @@ class Agent:
     async def restore(self) -> None:
         """Serve what was proven last. Also called when the inference service was restarted."""
         await self._updater.restore()
+
+    def report(self, receipt: AgentEvent) -> None:
+        """Send a receipt, and then what is served: who sees the one need not wait for the other."""
+        self._link.send(receipt)
+        self._changed.set()
 
     # ---- the link's questions
 
@@ -197,7 +203,9 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._link.heartbeat_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._link.heartbeat_s)
+            self._changed.clear()
             if self._link.attached.is_set():
                 self._link.send(AgentEvent(new_event_id(), Heartbeat(await self._updater.serving())))
 

@@ -74,7 +74,7 @@ def build_agent(
     )
     sampler = _sampler(config, journal, clock, inference, link)
     tasks = TaskRunner(trainer, link, clock, link.send, sampler.last_task)
-    agent.connect(link, Updater(tools, link.send), tasks, sampler)
+    agent.connect(link, Updater(tools, agent.report), tasks, sampler)
     return agent
 
 

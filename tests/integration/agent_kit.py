@@ -184,8 +184,8 @@ class Kit:
 
 
 @asynccontextmanager
-async def kit(folder: Path) -> AsyncIterator[Kit]:
-    async with running(folder / "front", heartbeat_s=2.0) as front:
+async def kit(folder: Path, *, heartbeat_s: float = 2.0) -> AsyncIterator[Kit]:
+    async with running(folder / "front", heartbeat_s=heartbeat_s) as front:
         yield Kit(front, folder)
 
 

@@ -34,7 +34,8 @@ from tests.integration.agent_kit import (
 
 
 async def test_a_release_is_installed_proven_and_reported(tmp_path: Path) -> None:
-    async with kit(tmp_path) as k:
+    """What is served is told at once, not with the next heartbeat."""
+    async with kit(tmp_path, heartbeat_s=300.0) as k:
         k.ingest()
         manifest = k.publish(1, bundle())
         async with k.agent() as agent:
