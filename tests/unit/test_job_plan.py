@@ -150,9 +150,42 @@ def test_a_plan_for_devices_that_the_job_is_not_for_is_refused(job: Path, device
         raise plan(job, "--devices", devices, "--parameters", "5000").exception or AssertionError
 
 
-def test_a_job_that_is_not_private_has_no_bound(job: Path) -> None:
+def test_a_job_that_is_not_private_has_no_bound_and_says_what_it_sends(job: Path) -> None:
     job.write_text(JOB.partition("[privacy]")[0])
-    with pytest.raises(ConfigError, match="the job is not private"):
+    values = found(job)
+    assert "epsilon" not in values
+    assert (values["bits"], values["bits_of_the_sum"], values["bits_on_the_wire"]) == (4, 6, 10)
+    assert found(job, "--parameters", "100000")["bytes_a_parameter"] == pytest.approx(10 / 8, rel=0.01)
+    assert (values["trips"], values["trips_with_keys"], values["trips_saved"]) == (3, 5, 7 * 2)
+    words = plan(job).output
+    assert "610 parameters, 10 bits each on the wire (b + ⌈log2 40⌉ = 4 + 6)" in words
+    assert f"{values['bytes_a_parameter']:.4g} bytes a parameter" in words
+    assert "3 a round, 5 where keys are made: 14 trips are saved in 8 rounds" in words
+
+
+def test_the_noise_of_a_private_job_has_its_place_in_the_formula(job: Path) -> None:
+    values = found(job)
+    noise = values["bits_on_the_wire"] - values["bits"] - values["bits_of_the_sum"]
+    assert noise > 0
+    assert f"(b + ⌈log2 40⌉ + noise = 4 + 6 + {noise})" in plan(job).output
+
+
+def test_a_job_in_groups_and_sampled_is_reckoned_by_its_largest_group(job: Path) -> None:
+    text = JOB.partition("[privacy]")[0].replace("bits = 4", "bits = 8\ngroups = 4\nsubsample = 0.25")
+    job.write_text(text)
+    values = found(job, "--devices", "42", "--parameters", "100000")
+    assert (values["devices"], values["group"], values["bits_of_the_sum"]) == (42, 11, 4)
+    assert (values["share_sent"], values["neighbours"], values["trips_with_keys"]) == (0.25, 10, 5)
+    assert values["vector_bytes"] == pytest.approx(25_000 * 12 / 8, rel=0.01)
+    words = plan(job, "--devices", "42", "--parameters", "100000").output
+    assert "42, in groups of up to 11" in words
+    assert "a share of 0.25 is sent" in words
+    assert "one with all others" in words
+
+
+def test_a_plain_job_has_nothing_to_plan(job: Path) -> None:
+    job.write_text(JOB.partition("[secure]")[0] + "[secure]\nenabled = false\n")
+    with pytest.raises(ConfigError, match="the job is not secure"):
         raise plan(job).exception or AssertionError
 
 

@@ -13,16 +13,16 @@ from coordinator.cli.client import json_option
 @click.option("--parameters", type=click.IntRange(1), help="Of the model; those of start.arrays_file if not given.")
 @json_option
 def command(file: Path, devices: int | None, parameters: int | None, as_json: bool) -> None:
-    """Show what the privacy of a job costs, and what it leaves to learn. Nothing is started or spent.
+    """Show what a secure job's rounds send, what its privacy costs, and what that leaves to learn. Nothing is started or spent.
 
-    EPSILON bounds what all rounds together say of any one device to whoever sees their sums: nothing that they could see is more
-    than e^EPSILON times as likely with the device's examples as without, but with the chance DELTA. Below 1 is strong, above 10
-    says little.
+    Of a private job EPSILON bounds what all rounds together say of any one device to whoever sees their sums: nothing that they
+    could see is more than e^EPSILON times as likely with the device's examples as without, but with the chance DELTA. Below 1 is
+    strong, above 10 says little.
 
     \b
     coordinator job plan job.toml
     coordinator job plan job.toml --devices 500 --parameters 30000 --json
     """
-    from coordinator.cli.privacy import plan, show_plan
+    from coordinator.cli.job_plan import plan, show_plan
 
     show_plan(plan(file, devices, parameters), as_json=as_json)
