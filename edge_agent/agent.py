@@ -204,10 +204,11 @@ class Agent:
     async def _beat(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._link.heartbeat_s)
+                async with asyncio.timeout(self._link.heartbeat_s):
+                    await self._changed.wait()
+            await self._link.attached.wait()
             self._changed.clear()
-            if self._link.attached.is_set():
-                self._link.send(AgentEvent(new_event_id(), Heartbeat(await self._updater.serving())))
+            self._link.send(AgentEvent(new_event_id(), Heartbeat(await self._updater.serving())))
 
     async def _sample(self) -> None:
         while True:

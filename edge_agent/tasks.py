@@ -13,7 +13,7 @@ from edge_agent.link.port import LinkPort
 from edge_agent.metrics import LastTask
 from edge_agent.state import Waiting, choose
 from edge_agent.trainer.ports import APP_NOT_LOADED, REFUSED, LocalTask, Piece, TaskOutcome, TrainerPort
-from shared.client_apps import NO_KEYS, UNFIT
+from shared.client_apps import UNFIT
 from shared.clock import Clock
 from shared.errors import ShoalError
 from shared.ids import JobId, TaskId, new_event_id
@@ -271,7 +271,7 @@ def _how(outcome: TaskOutcome) -> str:
     """Refused: this device, or its app, would say so again."""
     if not outcome.error_code:
         return "done"
-    return "refused" if outcome.error_code in (REFUSED, NO_KEYS, UNFIT, APP_NOT_LOADED) else "failed"
+    return "refused" if outcome.error_code in (REFUSED, UNFIT, APP_NOT_LOADED) else "failed"
 
 
 def _gone(reason: str) -> TaskOutcome:

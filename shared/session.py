@@ -55,7 +55,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """`error_code` 0 means success; else it is one of Flower's, or `shared.client_apps.UNFIT`, and `parts` is empty."""
+    """`error_code` 0 means success; else it is one of Flower's, or one of `shared.client_apps`, and `parts` is empty."""
 
     task_id: TaskId
     parts: tuple[Part, ...] = ()

@@ -86,15 +86,18 @@ def _cost_fields(found: "Cost") -> list[tuple[str, str]]:
     formula = f"b + {sum_of}{' + noise' if noise else ''} = {found.bits} + {found.bits_of_the_sum}{f' + {noise}' if noise else ''}"
     sent = f", of which a share of {found.share_sent:.3g} is sent" if found.share_sent < 1 else ""
     near = "all others" if found.neighbours == found.group - 1 else f"{found.neighbours} others"
-    saved = (
-        f"{found.trips_saved} trips are saved in {found.key_rounds} rounds" if found.trips_saved else "none is saved"
-    )
+    saved = f"{found.trips_saved} are saved in {found.key_rounds} of them" if found.trips_saved else "none is saved"
+    first = f", {size(found.first_vector_bytes)} in the first round" * (found.first_vector_bytes != found.vector_bytes)
     return [
         ("devices", f"{found.devices}{f', in groups of up to {found.group}' if found.group < found.devices else ''}"),
         ("model", f"{found.parameters} parameters, {found.bits_on_the_wire} bits each on the wire ({formula}){sent}"),
-        ("a device sends", f"{size(found.vector_bytes)} a round: {found.bytes_a_parameter:.4g} bytes a parameter"),
+        ("masked vector", f"{size(found.vector_bytes)}: {found.bytes_a_parameter:.4g} bytes a parameter{first}"),
+        ("keys", f"{size(found.keys_bytes)} more from a device where they are made, for {found.key_rounds} exchanges"),
         ("masks", f"each device shares one with {near}, of whom {found.threshold} can stand in for it"),
-        ("trips", f"{found.trips} a round, {found.trips_with_keys} where keys are made: {saved}"),
+        (
+            "trips",
+            f"{found.trips} an exchange (to train, to measure), {found.trips_with_keys} where keys are made: {saved}",
+        ),
     ]
 
 

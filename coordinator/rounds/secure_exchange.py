@@ -58,7 +58,7 @@ class Exchange:
             self._work.plan(
                 size, self.grid.config.rates.dropped(size)
             )  # so that what cannot be summed is refused before any device hears of it
-        for part, made in zip(parts, self._drawn.usable(parts), strict=True):
+        for part, made in zip(parts, self._drawn.usable(parts, self.grid.config), strict=True):
             group = GroupExchange(self.grid, self._work, part, made, self._drawn.rounds_left)
             self._groups.append(_Running(group, next(iter(part.values())), group.steps()))
 

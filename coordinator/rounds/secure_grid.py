@@ -60,23 +60,28 @@ class Drawn:
     made: tuple[MadeGroup | None, ...]
     rounds_left: int
 
-    def serves(self, nodes: Sequence[int], least: int) -> bool:
+    def serves(self, nodes: Sequence[int], config: SecureConfig) -> bool:
         """Whether an exchange over `nodes` may go by it: also where one of several groups has to make new keys."""
         if not frozenset(nodes) <= frozenset().union(*self.parts):
             return False
         if len(self.parts) == 1:
-            return self.made[0] is not None and self.made[0].fits(nodes)
-        return self.rounds_left > 0 and all(len(part.intersection(nodes)) >= least for part in self.parts)
+            return _fits(self.made[0], nodes, config)
+        return self.rounds_left > 0 and all(len(part.intersection(nodes)) >= config.min_group for part in self.parts)
 
-    def usable(self, parts: Sequence[Mapping[int, Message]]) -> list[MadeGroup | None]:
+    def usable(self, parts: Sequence[Mapping[int, Message]], config: SecureConfig) -> list[MadeGroup | None]:
         """The keys that are good for these devices of each group."""
-        return [made if made and made.fits(tuple(part)) else None for made, part in zip(self.made, parts, strict=True)]
+        return [made if _fits(made, tuple(part), config) else None for made, part in zip(self.made, parts, strict=True)]
 
     def after(self, groups: Sequence[GroupExchange]) -> "Drawn | None":
         """What an exchange leaves of it. A group that came to no sum might come to none again: another draw mixes its devices."""
         if any(group.failed for group in groups):
             return None
         return replace(self, made=tuple(group.made for group in groups), rounds_left=self.rounds_left - 1)
+
+
+def _fits(made: MadeGroup | None, nodes: Sequence[int], config: SecureConfig) -> bool:
+    """A private round that comes to nothing is paid for all the same."""
+    return made is not None and made.fits(nodes, config.quorum(len(nodes)), cautious=config.privacy is not None)
 
 
 @dataclass
@@ -205,7 +210,7 @@ class SecureGrid(Grid):
     def draw(self, nodes: Sequence[int]) -> Drawn:
         """The groups of an exchange over `nodes`: those at hand, if they serve."""
         drawn, config = self.carried.drawn, self.config
-        if drawn is not None and drawn.serves(nodes, config.min_group):
+        if drawn is not None and drawn.serves(nodes, config):
             return drawn
         count = grouping.how_many(len(nodes), config.groups, config.min_group)
         return Drawn(grouping.split(nodes, count, self.sources.shuffle), (None,) * count, config.group_rounds)

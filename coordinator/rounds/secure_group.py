@@ -87,15 +87,19 @@ class MadeGroup:
     held: dict[int, int] = field(default_factory=dict)
     doubtful: set[int] = field(default_factory=set)
 
-    def fits(self, nodes: Sequence[int]) -> bool:
-        """Whether `nodes` are of this group, keys for a round are left, and those who surely have theirs are enough for a sum.
+    def fits(self, nodes: Sequence[int], quorum: int, *, cautious: bool) -> bool:
+        """Whether `nodes` are of this group, keys for a round are left, and those who surely have theirs are enough for a sum over
+        `quorum` devices at least, with some to spare.
 
-        A small group makes keys anew for anyone doubtful: that costs it little, and a device left out for a round costs it much.
+        Where an attempt that comes to nothing is dear (`cautious`), nobody may be doubtful; nor in a small group, which keys cost
+        little, and a device left out for a round much.
         """
         known = set(nodes) <= set(self.seats) and all(self.seats[node] in self.group.dealt for node in nodes)
-        sure, terms = set(nodes) - self.doubtful, self.group.terms
-        trusted = len(sure) == len(nodes) or terms.clients >= LARGE
-        return known and trusted and len(sure) >= terms.fewest and self.rounds < terms.rounds
+        sure, terms = len(set(nodes) - self.doubtful), self.group.terms
+        least = max(terms.fewest, quorum)
+        if sure < len(nodes):
+            least = len(nodes) if cautious or terms.clients < LARGE else least + terms.rates.dropped(terms.clients) // 8
+        return known and sure >= least and self.rounds < terms.rounds
 
     def next_number(self) -> int:
         self.rounds += 1
@@ -291,8 +295,7 @@ class GroupExchange:
             fate = Fate.REJECTED if reply.error.code in REJECTIONS else Fate.DROPPED
             if phase not in MAKING and reply.error.code not in KEEPS_KEYS:
                 self._doubtful.add(node)
-                again = self.made is not None and node in self.made.doubtful
-                self._spoilt |= again and reply.error.code == NO_KEYS
+                self._spoilt |= reply.error.code == NO_KEYS
             self._fail(node, fate, f"{phase}: {reply.error.reason or 'failed without a reason'}", reply.error.code)
             return
         try:

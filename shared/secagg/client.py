@@ -8,7 +8,7 @@ peer. What a round needed is forgotten when the round has what it needs, at the 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from shared.errors import FalseShares, Malformed, ProtocolError
+from shared.errors import FalseShares, Malformed, NoKeys, ProtocolError
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.graph import Graph, draw
 from shared.secagg.kept import (
@@ -205,9 +205,10 @@ class Client:
 
     def check_round(self, terms: RoundTerms) -> RoundKeys:
         """Its keys. Raises `ProtocolError` for a round that would not protect this device, or that is over."""
-        key = self.keys.get(terms.number)
-        if key is None or terms.number <= self.standing.number:
+        if terms.number <= self.standing.number:
             raise ProtocolError("this device has no keys for this round, or has used them")
+        if (key := self.keys.get(terms.number)) is None:
+            raise NoKeys("this device has no keys for this round, or has used them")
         if terms.binding != self.binding:
             raise ProtocolError("this round is another group's")
         self._check_seats(terms.present, "take part")

@@ -137,14 +137,15 @@ def play_ours(case: Case) -> Ours:
     fleet = secagg_ours.Fleet(case.clients, Rates(), case.signed)
     fleet.round(case.nodes[:5], 64, frozenset())  # what is loaded once is loaded
     fleet.begin(case.rates)
-    memory, rounds, gone = Memory(), [], frozenset[int]()
+    memory, rounds, peak = Memory(), [], 0
     for number in range(DEFAULT_GROUP_ROUNDS if case.clients <= MANY else 2):
         gone = case.gone(number)
         cost, mean = fleet.round(case.nodes, case.elements, gone, after_masking=case.after_masking)
         rounds.append(cost)
-    peak = memory.peak()
+        peak = max(peak, memory.peak())
+        case.check(mean, gone)
+        memory.again()
     fleet.grid.close()
-    case.check(mean, gone)
     one_core, all_cores = (
         unmasking_s(case.elements, case.bits, rounds[-1].masks, apply)
         for apply in (apply_masks, apply_masks_on_all_cores)
@@ -192,7 +193,7 @@ class Peer:
         if guess["server"] + case.clients * guess["client"] > PATIENCE_S:
             return "Flower SecAgg+, extrapolated", guess
         if not guess["server"] and case.clients * case.elements > LARGE:
-            return "", guess
+            return "Flower SecAgg+, extrapolated", guess
         flowers = alone(play_flower, case)
         cost = flowers.tried
         found = {

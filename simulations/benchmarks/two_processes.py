@@ -162,8 +162,12 @@ class Memory:
     """The most that this process has held since, in bytes more than it held when this was made. Linux only."""
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew (proc(5))
+        self.again()
         self._before = _status("VmRSS")
+
+    def again(self) -> None:
+        """The peak begins anew (proc(5)); what it is compared with stays."""
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def peak(self) -> int:
         return _status("VmHWM") - self._before

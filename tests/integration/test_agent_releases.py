@@ -50,6 +50,11 @@ async def test_a_release_is_installed_proven_and_reported(tmp_path: Path) -> Non
             assert status["models"][0]["proven"] is True
             await until(lambda: k.front.registry.device("cam-1").serving != ())
             assert k.front.registry.device("cam-1").serving[0].release == 1
+
+            async def acknowledged() -> bool:
+                return (await agent.status())["unacknowledged"] == 0
+
+            await until_soon(acknowledged)
     journal = Journal(k.home.journal)
     assert [record.state for record in journal.installs()] == [InstallState.REPORTED]
     assert journal.outbox() == []

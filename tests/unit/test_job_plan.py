@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save
 
 from coordinator.cli.root import cli
+from coordinator.rounds.cost import cost
+from coordinator.rounds.plan import JobSpec
 from shared.errors import ConfigError, Unsupported
 from shared.privacy.accountant import epsilon
 from shared.privacy.events import Skellam
@@ -160,7 +162,10 @@ def test_a_job_that_is_not_private_has_no_bound_and_says_what_it_sends(job: Path
     words = plan(job).output
     assert "610 parameters, 10 bits each on the wire (b + ⌈log2 40⌉ = 4 + 6)" in words
     assert f"{values['bytes_a_parameter']:.4g} bytes a parameter" in words
-    assert "3 a round, 5 where keys are made: 14 trips are saved in 8 rounds" in words
+    assert "5 where keys are made: 14 are saved in 8 of them" in words
+    assert values["first_vector_bytes"] > 2 * values["vector_bytes"], "it takes whole words"
+    letters, digests, records = 39 * (72 * 8 + 16), 8 * (64 + 39 * 16), 8 * (39 * 32 + 16)
+    assert values["keys_bytes"] == letters + digests + records
 
 
 def test_the_noise_of_a_private_job_has_its_place_in_the_formula(job: Path) -> None:
@@ -181,6 +186,15 @@ def test_a_job_in_groups_and_sampled_is_reckoned_by_its_largest_group(job: Path)
     assert "42, in groups of up to 11" in words
     assert "a share of 0.25 is sent" in words
     assert "one with all others" in words
+
+
+def test_fewer_groups_than_the_strategy_needs_are_refused_as_its_rounds_would_be(job: Path) -> None:
+    text = JOB.partition("[privacy]")[0].replace("min_devices = 40", "min_devices = 20")
+    job.write_text(text.replace("[secure]", '[strategy]\nname = "fedmedian"\n[secure]\ngroups = 4\nmin_group = 5'))
+    assert found(job)["group"] == 5
+    spec = JobSpec.parse(job.read_text())
+    with pytest.raises(Unsupported, match="10 devices make 2 groups"):
+        cost(spec, {"w": np.zeros((3, 3), np.float32)}, 10)
 
 
 def test_a_plain_job_has_nothing_to_plan(job: Path) -> None:

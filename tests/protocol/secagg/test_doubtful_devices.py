@@ -16,7 +16,7 @@ from tests.protocol.secagg.exchanges import GROUP, RECOVERY, ROUND, exchange, se
 
 SIZE = 40
 RATES = Rates(dropout=0.25, corrupt=0.05)
-BEARABLE = RATES.dropped(SIZE)
+BEARABLE = RATES.dropped(SIZE) - RATES.dropped(SIZE) // 8
 EVERYBODY = frozenset(range(1, SIZE + 1))
 
 
@@ -129,14 +129,28 @@ def test_a_device_that_refuses_for_another_reason_costs_nobody_new_keys(
         assert (makes_keys(seen), counted(seen)) == (False, EVERYBODY - {4})
 
 
-def test_a_device_that_was_restarted_is_left_out_twice_and_then_all_make_keys_anew(
+def test_a_device_that_was_restarted_says_so_and_then_all_make_keys_anew(
     large: tuple[AppGrid, SecureGrid, Recorder],
 ) -> None:
     inner, grid, seen = large
     inner.restart(7)
-    for _ in range(2):
-        exchange(grid, SIZE)
-        assert (makes_keys(seen), counted(seen)) == (False, EVERYBODY - {7})
-        assert "no keys for this group" in seen.reason(7)
+    exchange(grid, SIZE)
+    assert (makes_keys(seen), counted(seen)) == (False, EVERYBODY - {7})
+    assert "no keys for this group" in seen.reason(7)
     exchange(grid, SIZE)
     assert (makes_keys(seen), counted(seen)) == (True, EVERYBODY)
+
+
+def test_one_that_is_doubtful_is_enough_where_more_must_be_counted_or_an_attempt_is_paid_for(
+    large: tuple[AppGrid, SecureGrid, Recorder],
+) -> None:
+    inner, grid, _ = large
+    vanishing(inner, {2})
+    exchange(grid, SIZE)
+    made = grid.carried.drawn.made[0] if grid.carried.drawn else None
+    assert made is not None
+    everybody, sure = sorted(EVERYBODY), sorted(EVERYBODY - {2})
+    assert made.fits(everybody, 38, cautious=False)
+    assert not made.fits(everybody, 39, cautious=False), "one to spare"
+    assert not made.fits(everybody, 30, cautious=True)
+    assert made.fits(sure, 39, cautious=True)
