@@ -52,7 +52,7 @@ async def test_a_release_is_installed_proven_and_reported(tmp_path: Path) -> Non
             assert k.front.registry.device("cam-1").serving[0].release == 1
 
             async def acknowledged() -> bool:
-                return (await agent.status())["unacknowledged"] == 0
+                return bool((await agent.status())["unacknowledged"] == 0)
 
             await until_soon(acknowledged)
     journal = Journal(k.home.journal)
