@@ -48,6 +48,11 @@ def plan(file: Path, *words: str) -> Result:
     return CliRunner().invoke(cli, ["job", "plan", str(file), *words])
 
 
+def words(file: Path, *options: str) -> str:
+    """What people read, whatever the width of their terminal."""
+    return " ".join(plan(file, *options).output.split())
+
+
 def found(file: Path, *words: str) -> dict[str, Any]:
     outcome = plan(file, "--json", *words)
     assert outcome.exit_code == 0, outcome.output
@@ -159,10 +164,10 @@ def test_a_job_that_is_not_private_has_no_bound_and_says_what_it_sends(job: Path
     assert (values["bits"], values["bits_of_the_sum"], values["bits_on_the_wire"]) == (4, 6, 10)
     assert found(job, "--parameters", "100000")["bytes_a_parameter"] == pytest.approx(10 / 8, rel=0.01)
     assert (values["trips"], values["trips_with_keys"], values["trips_saved"]) == (3, 5, 7 * 2)
-    words = plan(job).output
-    assert "610 parameters, 10 bits each on the wire (b + ⌈log2 40⌉ = 4 + 6)" in words
-    assert f"{values['bytes_a_parameter']:.4g} bytes a parameter" in words
-    assert "5 where keys are made: 14 are saved in 8 of them" in words
+    told = words(job)
+    assert "610 parameters, 10 bits each on the wire (b + ⌈log2 40⌉ = 4 + 6)" in told
+    assert f"{values['bytes_a_parameter']:.4g} bytes a parameter" in told
+    assert "5 where keys are made: 14 are saved in 8 of them" in told
     assert values["first_vector_bytes"] > 2 * values["vector_bytes"], "it takes whole words"
     letters, digests, records = 39 * (72 * 8 + 16), 8 * (64 + 39 * 16), 8 * (39 * 32 + 16)
     assert values["keys_bytes"] == letters + digests + records
@@ -172,7 +177,7 @@ def test_the_noise_of_a_private_job_has_its_place_in_the_formula(job: Path) -> N
     values = found(job)
     noise = values["bits_on_the_wire"] - values["bits"] - values["bits_of_the_sum"]
     assert noise > 0
-    assert f"(b + ⌈log2 40⌉ + noise = 4 + 6 + {noise})" in plan(job).output
+    assert f"(b + ⌈log2 40⌉ + noise = 4 + 6 + {noise})" in words(job)
 
 
 def test_a_job_in_groups_and_sampled_is_reckoned_by_its_largest_group(job: Path) -> None:
@@ -182,10 +187,10 @@ def test_a_job_in_groups_and_sampled_is_reckoned_by_its_largest_group(job: Path)
     assert (values["devices"], values["group"], values["bits_of_the_sum"]) == (42, 11, 4)
     assert (values["share_sent"], values["neighbours"], values["trips_with_keys"]) == (0.25, 10, 5)
     assert values["vector_bytes"] == pytest.approx(25_000 * 12 / 8, rel=0.01)
-    words = plan(job, "--devices", "42", "--parameters", "100000").output
-    assert "42, in groups of up to 11" in words
-    assert "a share of 0.25 is sent" in words
-    assert "one with all others" in words
+    told = words(job, "--devices", "42", "--parameters", "100000")
+    assert "42, in groups of up to 11" in told
+    assert "a share of 0.25 is sent" in told
+    assert "one with all others" in told
 
 
 def test_fewer_groups_than_the_strategy_needs_are_refused_as_its_rounds_would_be(job: Path) -> None:

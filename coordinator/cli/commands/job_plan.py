@@ -13,7 +13,9 @@ from coordinator.cli.client import json_option
 @click.option("--parameters", type=click.IntRange(1), help="Of the model; those of start.arrays_file if not given.")
 @json_option
 def command(file: Path, devices: int | None, parameters: int | None, as_json: bool) -> None:
-    """Show how large masked vectors and keys are, what privacy costs, and what that leaves to learn. Nothing is started or spent.
+    """Show what a job sends and what its privacy costs.
+
+    Nothing is started or spent. Masked vectors and keys are those of a round with so many devices.
 
     Of a private job EPSILON bounds what all rounds together say of any one device to whoever sees their sums: nothing that they
     could see is more than e^EPSILON times as likely with the device's examples as without, but with the chance DELTA. Below 1 is
