@@ -129,7 +129,10 @@ class ScenarioJob:
             filled["public"] = {"data": str(public)}
         if arrays is not None:
             filled["start"] = {"arrays_file": str(arrays)}
-        text = to_toml({**asdict(self), **filled})
+        values = asdict(self)
+        if not self.selection.min_devices:
+            del values["selection"]["min_devices"]  # it was not said
+        text = to_toml({**values, **filled})
         JobSpec.parse(text)
         return text
 

@@ -53,7 +53,7 @@ from shared.client_apps import BUILT_IN, BuiltIn, read_settings
 from shared.errors import ConfigError, Malformed, Unsupported
 from shared.ids import parse_name
 from shared.secagg.graph import derive
-from shared.settings import Scalar, from_mapping, parse_table, parse_toml
+from shared.settings import Scalar, from_mapping, parse_table
 from shared.shares import share_of
 
 MIN_DEVICES = 2  # of a round, where the job does not say and sums are no secret
@@ -250,7 +250,13 @@ class JobSpec:
     @classmethod
     def parse(cls, text: str) -> "JobSpec":
         """A job to be submitted. Raises `ConfigError`, which names the key at fault."""
-        spec = parse_toml(cls, text, where="job")
+        values = parse_table(text, where="job")
+        said = values.get("selection")
+        if (
+            isinstance(said, dict) and said.get("min_devices", 1) == 0
+        ):  # what stands for "not said" is not for people to say
+            raise ConfigError("min_devices must be positive", path="job.selection")
+        spec = from_mapping(cls, values, where="job")
         spec._check_train()
         if (app := BUILT_IN.get(spec.client_app)) is not None:
             spec._check_app(app)

@@ -15,13 +15,19 @@ from tests.job_place import FaultyStore, Place, Places
 from tests.memory_fleet import MemoryAgent, MemoryFleet
 
 
-def test_too_few_counted_devices_abandon_the_round_and_it_is_run_again(place: Place) -> None:
-    def fail_once(agent: MemoryAgent, task: RunTask) -> None:
+def fail_once(place: Place, *nodes: int) -> None:
+    """In the job's first attempt."""
+
+    def before(agent: MemoryAgent, task: RunTask) -> None:
         if len(place.store.rounds(task.job_id)) == 1:
             raise RuntimeError("not today")
 
-    for node in (1, 2, 3):
-        place.fleet.agents[node].before = fail_once
+    for node in nodes:
+        place.fleet.agents[node].before = before
+
+
+def test_too_few_counted_devices_abandon_the_round_and_it_is_run_again(place: Place) -> None:
+    fail_once(place, 1, 2, 3)
 
     job = place.run(place.toml(rounds=1))
 
@@ -116,12 +122,7 @@ def test_devices_that_refuse_for_good_cost_nothing_while_the_others_are_enough(p
 def test_a_round_that_is_short_of_devices_for_other_reasons_too_is_run_again(places: Places) -> None:
     place = places.make(MemoryFleet(trainers={1: refusing(UNFIT)}))
 
-    def fail_once(agent: MemoryAgent, task: RunTask) -> None:
-        if len(place.store.rounds(task.job_id)) == 1:
-            raise RuntimeError("not today")
-
-    for node in (2, 3, 4):
-        place.fleet.agents[node].before = fail_once
+    fail_once(place, 2, 3, 4)
 
     job = place.run(place.toml(rounds=1))
 

@@ -190,6 +190,7 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "a clip range of zero": (SECURE + "[secure]\nclip_range = 0.0\n", "job.secure"),
     "a metric without a range": (SECURE + "[secure]\nmetrics = { loss = 0.0 }\n", "job.secure"),
     "a secret sum over two": (TOP + "[selection]\nmin_devices = 2\n", "selection.min_devices of at least 3"),
+    "no devices at all": (TOP + "[selection]\nmin_devices = 0\n", "job.selection: min_devices must be positive"),
     "fewer devices than none": (TOP + "[selection]\nmin_devices = -1\n", "job.selection"),
     "secure off and configured": (TOP + "[secure]\nenabled = false\nclip_range = 1.0\n", "remove one of the two"),
     "a training value that is a list": (SECURE + "[train]\nlr = [0.1]\n", "job.train"),
