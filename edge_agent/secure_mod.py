@@ -52,7 +52,6 @@ from shared.secagg.messages import (
     RecoveryRequest,
     Witness,
 )
-from shared.secagg.packing import pack
 from shared.secagg.policy import Policy, PrivacyPolicy
 from shared.secagg.quantize import Update, encode
 from shared.secagg.schema import Arrays, Schema
@@ -183,12 +182,12 @@ class SecureMod:
         update = _update(reply.content, settings, base, owed, training=training)
         if charge and self._ledgers:
             self._ledgers.spend(charge, before | self._ledgers.epochs())
-        residues, left = encode(schema, update, self._entropy, feedback=feedback)
-        client = client.mask(terms, residues)
+        words, left = encode(schema, update, self._entropy, feedback=feedback)
+        client = client.mask(terms, words)
         _store(context, client)
         if training:
             residuals.keep(counted, terms.round_id, left, context)
-        return _vector_reply(message, pack(residues, schema.modulus_bits))
+        return _vector_reply(message, schema.layout.pack(words))
 
     def _charge(
         self,

@@ -37,7 +37,7 @@ from shared.clock import Clock, SystemClock
 from shared.errors import Unsupported
 from shared.secagg.keys import Verifier
 from shared.secagg.masks import Mask
-from shared.secagg.packing import Residues
+from shared.secagg.packing import Words
 from shared.secagg.shamir import Entropy
 from shared.secagg.terms import Settings
 
@@ -200,9 +200,9 @@ class SecureGrid(Grid):
             return self.inner.stream(messages, timeout=timeout)
         return self.inner.send_and_receive(list(messages), timeout=timeout)
 
-    def apply(self, residues: Residues, masks: list[Mask]) -> None:
+    def apply(self, words: Words, masks: list[Mask]) -> None:
         """Takes masks out of a sum."""
-        apply_masks_on_all_cores(residues, masks)
+        apply_masks_on_all_cores(words, masks)
 
     def settings(self, category: str) -> Settings:
         return self.carried.settings.get(category) or self.config.settings(category)

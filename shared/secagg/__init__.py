@@ -16,7 +16,8 @@ and then runs rounds, with secrets that no other round uses:
 
 `client`, `setup` and `server` are the roles, `states` their transition tables, `terms` what they agree on, `policy` what a device
 insists on, `messages` what they say (`fields`: flat), `kept` what a client keeps between messages, `schema` and `quantize` (with
-`rotation`) how floats become residues whose sum cannot wrap, `packing` how these travel, `graph` who masks with whom, and `keys`,
-`shamir`, `masks` the primitives. Randomness is an argument: `entropy(n)` returns n fresh bytes, `os.urandom` in production.
+`rotation`) how floats become whole numbers whose sum cannot wrap, `packing` how these lie in words and travel, `graph` who masks
+with whom, and `keys`, `shamir`, `masks` the primitives. Randomness is an argument: `entropy(n)` returns n fresh bytes,
+`os.urandom` in production.
 Nothing here reads a clock, a socket or a file.
 """

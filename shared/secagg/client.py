@@ -61,7 +61,7 @@ from shared.secagg.messages import (
     pair_digests,
     secret_digest,
 )
-from shared.secagg.packing import Residues
+from shared.secagg.packing import Words
 from shared.secagg.policy import Policy
 from shared.secagg.shamir import SHARE_BYTES, Entropy, split
 from shared.secagg.states import CLIENT, ClientEvent, ClientState, advance
@@ -214,8 +214,8 @@ class Client:
         self._check_seats(terms.present, "take part")
         return key
 
-    def mask(self, terms: RoundTerms, residues: Residues) -> "Client":
-        """Add all masks of this round to `residues`, in place. Raises what `check_round` raises."""
+    def mask(self, terms: RoundTerms, words: Words) -> "Client":
+        """Add all masks of this round to `words`, in place. Raises what `check_round` raises."""
         state = advance(CLIENT, self.state, ClientEvent.MASK)
         key = self.check_round(terms)
         of_seed, of_pair = mask_keys(terms.digest)
@@ -225,7 +225,7 @@ class Client:
             for seat, secret in zip(self.dealers, pieces(key.pairs, KEY_BYTES), strict=True)
             if seat in terms.present
         ]
-        apply_masks(residues, masks)
+        apply_masks(words, masks)
         keys = {number: item for number, item in self.keys.items() if number >= terms.number}
         return replace(self, state=state, keys=keys, standing=Standing(terms.number, terms.digest, terms.present))
 

@@ -21,7 +21,7 @@ from shared.errors import ProtocolError, SignatureInvalid
 
 KEY_BYTES = 32
 TAG_BYTES = 16
-PROTOCOL = "shoal.secagg.v3"
+PROTOCOL = "shoal.secagg.v4"
 _NONCE = bytes(12)
 
 

@@ -1,4 +1,4 @@
-"""Weighted changes as residues whose sum over all clients cannot wrap, and back. The layout is `schema`'s.
+"""Weighted changes as whole numbers whose sum over all clients cannot wrap, and back. The layout is `schema`'s.
 
 A device's change of each float array is weighed, added to what earlier roundings left over (error feedback: Seide et al., 2014;
 Karimireddy et al., ICML 2019), divided by the array's scale, rotated (`rotation`), clipped, and rounded stochastically to b
@@ -25,7 +25,7 @@ from shared.errors import RoundAborted, Unsupported, UpdateRejected
 from shared.privacy.clip import clip
 from shared.secagg.keys import KEY_BYTES, Secret
 from shared.secagg.masks import keystream
-from shared.secagg.packing import Residues
+from shared.secagg.packing import Words
 from shared.secagg.private import noised
 from shared.secagg.rotation import Floats, Turn, turn
 from shared.secagg.schema import EXACT_BITS, ArrayField, Arrays, MetricField, Schema
@@ -64,9 +64,7 @@ class Total:
     sizes: Mapping[str, float] = field(default_factory=dict)
 
 
-def encode(
-    schema: Schema, update: Update, entropy: Callable[[int], bytes], *, feedback: bool
-) -> tuple[Residues, Arrays]:
+def encode(schema: Schema, update: Update, entropy: Callable[[int], bytes], *, feedback: bool) -> tuple[Words, Arrays]:
     """One client's unmasked vector, and what it owes then (nothing without `feedback`).
 
     Raises `UpdateRejected` for whatever the schema does not allow; messages name the field, never the value.
@@ -85,12 +83,12 @@ def encode(
     rotation = _rotation(schema)
     levels, clipped = _rounded(schema, rotation.forward(values) if rotation else values, entropy)
     exact = _exact(schema, update, weight, clipped / max(1, schema.kept), sizes)
-    residues = _with_exact(schema, exact, levels)
+    words = _with_exact(schema, exact, levels)
     if not feedback:
-        return residues, {}
+        return words, {}
     levels *= schema.clip / schema.levels
     wanted -= rotation.backward(levels) if rotation else levels
-    return residues, _by_array(schema, wanted, schema.unit_weight)
+    return words, _by_array(schema, wanted, schema.unit_weight)
 
 
 def _private(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) -> NDArray[np.int64]:
@@ -100,12 +98,12 @@ def _private(schema: Schema, values: Floats, entropy: Callable[[int], bytes]) ->
     return noised(schema, lambda: _rounded(schema, turned.copy(), entropy)[0], entropy)
 
 
-def _with_exact(schema: Schema, exact: NDArray[np.uint64], levels: NDArray[Any]) -> Residues:
-    residues = schema.zeros()
+def _with_exact(schema: Schema, exact: NDArray[np.uint64], levels: NDArray[Any]) -> Words:
+    elements = np.empty(schema.length, dtype="<i4")
     start = schema.exact * schema.digits
-    residues[:start] = _to_digits(schema, exact)
-    residues[start:] = levels.astype(f"<i{residues.itemsize}").view(residues.dtype)
-    return residues
+    elements[:start] = _to_digits(schema, exact)
+    elements[start:] = levels
+    return schema.layout.join(elements)
 
 
 def _checked_weight(schema: Schema, weight: float) -> int:
@@ -205,26 +203,28 @@ def _integers(item: ArrayField, update: Update, share: float) -> NDArray[np.uint
     return (steps + _HALF + 1).astype(np.uint64)
 
 
-def _to_digits(schema: Schema, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _to_digits(schema: Schema, values: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Shape (values * digits,), lowest digit of each first."""
     shifts = np.arange(schema.digits, dtype=np.uint64) * np.uint64(schema.bits)
-    return ((values[:, None] >> shifts) & np.uint64((1 << schema.bits) - 1)).reshape(-1)
+    digits = (values[:, None] >> shifts) & np.uint64((1 << schema.bits) - 1)
+    return digits.reshape(-1).view(np.int64) - (1 << (schema.bits - 1))
 
 
-def _from_digits(schema: Schema, sums: Residues) -> list[int]:
+def _from_digits(schema: Schema, sums: NDArray[np.int32], count: int) -> list[int]:
     """The sums of exact values, of any size."""
-    rows = (sums & sums.dtype.type((1 << schema.modulus_bits) - 1)).reshape(-1, schema.digits).tolist()
+    rows = (sums + np.int64(count << (schema.bits - 1))).reshape(-1, schema.digits).tolist()
     return [sum(digit << (place * schema.bits) for place, digit in enumerate(row)) for row in rows]
 
 
-def decode(schema: Schema, total: Residues, count: int, noise: NDArray[np.int64] | None = None) -> Total:
+def decode(schema: Schema, total: Words, count: int, noise: NDArray[np.int64] | None = None) -> Total:
     """The means in an unmasked sum of `count` clients. `noise`, whole levels, shape (elements,), is added to it before anything
     else reads it. Raises `RoundAborted` if it cannot be such a sum.
     """
-    if total.shape != (schema.length,):
-        raise RoundAborted(f"the sum has {total.size} residues, the schema {schema.length}")
+    if total.shape != (schema.layout.words,):
+        raise RoundAborted(f"the sum has {total.size} words, the schema {schema.layout.words}")
+    sums = schema.layout.split(total)
     start = schema.exact * schema.digits
-    exact = _from_digits(schema, total[:start])
+    exact = _from_digits(schema, sums[:start], count)
     weight = exact[0] if schema.private else exact[1]
     if exact[0] != count or weight > count * schema.max_weight:
         raise RoundAborted(
@@ -232,7 +232,7 @@ def decode(schema: Schema, total: Residues, count: int, noise: NDArray[np.int64]
         )
     if weight == 0:
         raise RoundAborted("no device of this round had examples")
-    changes = _float_changes(schema, total[start:], count, weight, noise)
+    changes = _float_changes(schema, sums[start:], count, weight, noise)
     if schema.private:
         return Total(count, weight, {}, {item.name: changes[item.name] for item in schema.arrays})
     if max(exact[2 : 3 + len(schema.floats) + len(schema.metrics)]) > count * _FULL:
@@ -271,19 +271,15 @@ def _integer_changes(schema: Schema, sums: list[int], count: int, scale: float) 
 
 
 def _float_changes(
-    schema: Schema, sums: Residues, count: int, weight: int, noise: NDArray[np.int64] | None
+    schema: Schema, sums: NDArray[np.int32], count: int, weight: int, noise: NDArray[np.int64] | None
 ) -> dict[str, NDArray[Any]]:
-    spare = sums.dtype.type(sums.itemsize * 8 - schema.modulus_bits)
-    signed: NDArray[Any] = (sums << spare).view(f"<i{sums.itemsize}") >> spare.astype(f"<i{sums.itemsize}")
     limit = schema.peak(count)
-    if sums.size and (signed.min() < -limit or signed.max() > limit):
+    if sums.size and (sums.min() < -limit or sums.max() > limit):
         raise RoundAborted(f"the sum is larger than {count} devices can make it")
-    if noise is not None:
-        signed = signed + noise
     # Sums of up to 512 devices and 16 bits are exact in float32, of more they are rounded far below a level; noise is wider.
-    values: Floats = signed.astype("f4" if schema.bits <= _FLOAT32_BITS and not schema.private else "f8")
+    kind = "f4" if schema.bits <= _FLOAT32_BITS and not schema.private else "f8"
+    values: Floats = (sums if noise is None else sums + noise).astype(kind)
     values *= schema.clip / schema.levels
-    del signed
     rotation = _rotation(schema, values.dtype.str)
     return _by_array(schema, rotation.backward(values) if rotation else values, schema.unit_weight / weight)
 

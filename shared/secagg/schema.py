@@ -1,13 +1,13 @@
-"""How an exchange's values lie in a vector of residues: a public `Schema`, the same at both ends (they compare its digest).
+"""How an exchange's values lie in a vector of whole numbers: a public `Schema`, the same at both ends (they compare its digest).
 
-    [exact values, as digits] [one residue a rotated float element that is kept …]
+    [exact values, as digits] [one number a rotated float element that is kept …]
 
 An element is rounded to b bits, q in ±(2^(b-1) - 1), and for n clients at most the modulus is 2^m, m = b + ceil(log2 n): the sum of
 any n elements stays below 2^(m-1), so it cannot wrap, and not one bit more is sent. Weights enter before the rounding and so need
 no bits of their own (with integer weights up to w_max after it, m would be b + ceil(log2(n w_max))).
 
-An exact value is an unsigned number below 2^B, sent as ceil(B / b) digits of b bits, each in a residue of its own: the sum of a
-digit cannot wrap either. Exact are, in this order:
+An exact value is an unsigned number below 2^B, sent as ceil(B / b) digits of b bits, each in a place of its own, less 2^(b-1): the
+sum of a digit cannot wrap either. Exact are, in this order:
 
 - count: 1. The sum must equal the number of clients counted, or something else was masked;
 - weight w: the number of examples;
@@ -27,14 +27,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import Unsupported
 from shared.ids import digest_of
 from shared.privacy.clip import rounded_bound
 from shared.privacy.noise import MAX_VARIANCE, MIN_VARIANCE, reach
-from shared.secagg.packing import WORD_BITS, lane, packed_size
+from shared.secagg.packing import MOST_BITS, Layout
 
 BITS = (4, 6, 8, 12, 16)  # what a job may ask for; a first exchange takes all that a word holds
 EXACT_BITS = 32
@@ -47,7 +46,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def sum_bits(clients: int) -> int:
-    """ceil(log2 clients): what a sum of so many residues needs on top."""
+    """ceil(log2 clients): what a sum of so many elements needs on top."""
     return (clients - 1).bit_length()
 
 
@@ -116,8 +115,8 @@ class Schema:
         if not 1 <= self.clients <= MAX_CLIENTS:
             raise Unsupported(f"secure aggregation sums 1 to {MAX_CLIENTS:,} clients")
         self._check_noise()
-        if not self.bits >= 2 or self.modulus_bits > WORD_BITS:
-            most = WORD_BITS - sum_bits(self.clients)
+        if not self.bits >= 2 or self.modulus_bits > MOST_BITS:
+            most = MOST_BITS - sum_bits(self.clients)
             too_much = (
                 f"noise for {self.clients} clients does not fit into a word: state fewer bits, or a larger epsilon"
             )
@@ -185,7 +184,7 @@ class Schema:
 
     @property
     def digits(self) -> int:
-        """Residues of one exact value."""
+        """Places of one exact value."""
         return -(-EXACT_BITS // self.bits)
 
     @property
@@ -206,19 +205,20 @@ class Schema:
 
     @property
     def length(self) -> int:
-        """Residues of a vector."""
+        """Of a vector."""
         return self.exact * self.digits + self.kept
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.length, self.modulus_bits)
 
     @property
     def bytes_on_the_wire(self) -> int:
-        return packed_size(self.length, self.modulus_bits)
+        return self.layout.size
 
     @cached_property
     def digest(self) -> str:
         return digest_of(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode())
-
-    def zeros(self) -> NDArray[np.unsignedinteger]:
-        return np.zeros(self.length, dtype=lane(self.modulus_bits))
 
 
 def array_fields(arrays: Arrays, scales: Sequence[float]) -> tuple[ArrayField, ...]:

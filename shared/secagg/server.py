@@ -21,14 +21,14 @@ from shared.secagg.messages import (
     pair_digest,
     secret_digest,
 )
-from shared.secagg.packing import Residues, unpack
+from shared.secagg.packing import Words
 from shared.secagg.schema import Schema
 from shared.secagg.setup import Group
 from shared.secagg.shamir import agreeing, combine
 from shared.secagg.states import ROUND, RoundEvent, RoundState, advance
 from shared.secagg.terms import RoundTerms
 
-Apply = Callable[[Residues, list[Mask]], None]
+Apply = Callable[[Words, list[Mask]], None]
 
 
 class Round:
@@ -47,7 +47,7 @@ class Round:
         self.group, self.terms, self.schema = group, terms, schema
         self.quorum = max(quorum, group.terms.fewest)
         self._state = RoundState.MASKED
-        self._sum: Residues = schema.zeros()
+        self._sum = schema.layout.zeros()
         self._counted: set[int] = set()
         self._complaints: dict[int, set[int]] = {}  # dealer → who cannot use what it dealt
         self._tags: dict[int, dict[int, bytes]] = {}  # recipient → sender → tag
@@ -83,7 +83,7 @@ class Round:
         """Raises `ProtocolError` or `Malformed`."""
         state = advance(ROUND, self._state, RoundEvent.VECTOR)
         self._check_awaited(seat)
-        self._sum += unpack(packed, self.schema.length, self.schema.modulus_bits)
+        self._sum += self.schema.layout.unpack(packed)
         self._counted.add(seat)
         self._state = state
 
@@ -179,10 +179,11 @@ class Round:
         self._shares[shares.sender] = shares
         self._state = state
 
-    def finish(self, apply: Apply = apply_masks) -> Residues:
-        """The exact sum of the counted vectors. Raises `RoundAborted` for too few shares, or false ones (their dealers named).
+    def finish(self, apply: Apply = apply_masks) -> Words:
+        """The exact sum of the counted vectors, with noise above the bits that are used. Raises `RoundAborted` for too few
+        shares, or false ones (their dealers named).
 
-        `apply` adds masks to residues: hand in one that uses all cores.
+        `apply` adds masks to words: hand in one that uses all cores.
         """
         state = advance(ROUND, self._state, RoundEvent.FINISH)
         apply(self._sum, self._masks())

@@ -15,12 +15,12 @@ from shared.ids import digest_of
 from shared.secagg.fields import Fields, Reader
 from shared.secagg.graph import Degrees, Rates, derive
 from shared.secagg.keys import digest
-from shared.secagg.packing import WORD_BITS
+from shared.secagg.packing import MOST_BITS
 from shared.secagg.private import Mechanism, Privacy
 from shared.secagg.quantize import Total
 from shared.secagg.schema import BITS, Arrays, MetricField, Schema, array_fields, sum_bits
 
-VERSION = 3
+VERSION = 4
 MAX_ROUNDS = 64
 MAX_CLIENTS = 10_000  # above it, laying out a graph would keep a device busy for seconds
 DEFAULT_MAX_WEIGHT = 100_000
@@ -157,7 +157,7 @@ def seats_in(bitmap: bytes, clients: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How values become residues.
+    """How values become whole numbers.
 
     `ranges` maps array names (shell patterns, the first match wins) to the largest change of an element. It bounds integer arrays
     always, and float ones in a job's first exchange, when nothing is known about their size: that one takes all the bits that a
@@ -214,7 +214,7 @@ class Settings:
         floats = [name for name, array in arrays.items() if array.dtype.kind == "f"]
         if not floats or not self.unit_weight or not set(floats) <= set(self.scales):
             scales = [self._bound(name, array.dtype.kind) for name, array in arrays.items()]
-            bits = WORD_BITS - sum_bits(clients)
+            bits = MOST_BITS - sum_bits(clients)
             fields = array_fields(arrays, scales)
             unit = float(self.max_weight)
             return Schema(clients, bits, self.max_weight, self.metrics, fields, unit_weight=unit, settings=self.digest)

@@ -26,7 +26,7 @@ from shared.secagg.graph import Rates
 from shared.secagg.keys import InsecureWarning, Secret, UnsignedIdentity, UnsignedVerifier, Verifier
 from shared.secagg.masks import Mask, apply_masks
 from shared.secagg.messages import RECORD, Phase
-from shared.secagg.packing import Residues, lane
+from shared.secagg.packing import Layout, Words
 from shared.secagg.server import Apply
 from shared.signing.certificates import Authority
 from shared.signing.identity import DeviceIdentity, FleetVerifier
@@ -72,9 +72,9 @@ class TimedGrid(SecureGrid):
 
     masks = 0
 
-    def apply(self, residues: Residues, masks: list[Mask]) -> None:
+    def apply(self, words: Words, masks: list[Mask]) -> None:
         self.masks = len(masks)
-        apply_masks(residues, masks)
+        apply_masks(words, masks)
 
 
 @dataclass(frozen=True)
@@ -130,15 +130,15 @@ class Fleet:
 
 def unmasking_s(length: int, bits: int, count: int, apply: Apply) -> float:
     """Seconds of wall time to take `count` masks out of a sum."""
-    masks, residues = [Mask(Secret(os.urandom(32))) for _ in range(count)], np.zeros(length, lane(bits))
+    masks, words = [Mask(Secret(os.urandom(32))) for _ in range(count)], Layout(length, bits).zeros()
     began = time.perf_counter()
-    apply(residues, masks)
+    apply(words, masks)
     return time.perf_counter() - began
 
 
 def keystream_s(length: int, bits: int) -> float:
     """CPU seconds of AES-256-CTR for one mask, in blocks that stay in the cache, measured here: what no server can do without."""
-    size, block = length * lane(bits).itemsize, bytearray(1 << 18)
+    size, block = Layout(length, bits).zeros().nbytes, bytearray(1 << 18)
     spent = []
     for _ in range(5):
         start = time.process_time()

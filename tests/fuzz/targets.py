@@ -22,7 +22,7 @@ from shared.secagg.client import Client
 from shared.secagg.graph import Rates, derive
 from shared.secagg.keys import UnsignedIdentity, UnsignedVerifier
 from shared.secagg.messages import PACKED_TYPE, RECORD, Advert, Coin, Complaint, Confirmation, Deal, Reveal, Shares
-from shared.secagg.packing import lane, pack, packed_size, unpack
+from shared.secagg.packing import Layout
 from shared.secagg.policy import Policy
 from shared.secagg.schema import MetricField
 from shared.secagg.states import ClientState
@@ -133,13 +133,14 @@ def _held(server: Any) -> str:
 def fuzz_packed(data: bytes) -> None:
     source = Source(data)
     bits, length = 1 + source.below(32), source.below(100)
-    raw = source.rest()[: packed_size(100, 32)]
+    layout = Layout(length, bits)
+    raw = source.rest()[: layout.size + source.below(2)]
     try:
-        residues = unpack(raw, length, bits)
+        words = layout.unpack(raw)
     except Malformed:
         return
-    assert (residues.dtype, residues.shape) == (lane(bits), (length,))
-    assert pack(residues, bits) == raw, "two strings of bytes are one vector"
+    assert (words.dtype, words.shape) == (np.dtype("<u8"), (layout.words,))
+    assert layout.pack(words) == raw, "two strings of bytes are one vector"
 
 
 def fuzz_array(data: bytes) -> None:
@@ -246,8 +247,8 @@ def seeds(name: str) -> list[bytes]:
     numbers = [number.to_bytes(2, "little") for number in range(60)]
     if name == "packed":
         return [
-            (bits - 1).to_bytes(2, "little") + (70).to_bytes(2, "little") + pack(np.ones(70, lane(bits)), bits)
-            for bits in (4, 8, 11, 16, 20, 32)
+            (layout.bits - 1).to_bytes(2, "little") + (70).to_bytes(2, "little") + layout.pack(layout.join(np.ones(70)))
+            for layout in (Layout(70, bits) for bits in (4, 8, 11, 16, 20, 32))
         ]
     if name == "array":
         array = Array(np.arange(6, dtype=np.float32).reshape(2, 3))

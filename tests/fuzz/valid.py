@@ -17,7 +17,6 @@ from shared.secagg.client import Client
 from shared.secagg.graph import Rates
 from shared.secagg.keys import UnsignedIdentity, UnsignedVerifier
 from shared.secagg.messages import RECORD, Complaint, Inbox, Neighbourhood, Phase
-from shared.secagg.packing import pack
 from shared.secagg.policy import Policy
 from shared.secagg.schema import Schema
 from shared.secagg.server import Round
@@ -160,10 +159,12 @@ def _round(play: _Play, group: Group, inboxes: dict[int, Inbox]) -> None:
 
 def _masked(play: _Play, server: Round, schema: Schema, agreed: dict[str, Any], settings: Settings) -> frozenset[int]:
     """A second question of the masked phase, now that the letters are opened; then the vectors of all but one device."""
-    play.note(Phase.MASKED, lambda client: client.mask(server.terms, schema.zeros()), server, (settings,), **agreed)
+    play.note(
+        Phase.MASKED, lambda client: client.mask(server.terms, schema.layout.zeros()), server, (settings,), **agreed
+    )
     for seat in sorted(server.terms.present - {GONE}):
-        residues = schema.zeros()
+        words = schema.layout.zeros()
         if seat != SEAT:
-            play.clients[seat] = play.clients[seat].mask(server.terms, residues)
-        server.add_vector(seat, pack(residues, schema.modulus_bits))
+            play.clients[seat] = play.clients[seat].mask(server.terms, words)
+        server.add_vector(seat, schema.layout.pack(words))
     return server.close_masked()

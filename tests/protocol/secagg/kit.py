@@ -27,7 +27,7 @@ from shared.secagg.messages import (
     Witness,
     graph_seed,
 )
-from shared.secagg.packing import Residues, lane, pack
+from shared.secagg.packing import Words
 from shared.secagg.policy import Policy
 from shared.secagg.schema import ArrayField, Schema
 from shared.secagg.server import Round
@@ -85,7 +85,7 @@ class Fleet:
     policy: Policy = field(default_factory=Policy)
     authority: Authority = field(default_factory=Authority)
     clients: dict[int, Client] = field(default_factory=dict)
-    vectors: dict[int, Residues] = field(default_factory=dict)
+    vectors: dict[int, Words] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.terms = GroupTerms(f"group-{os.urandom(4).hex()}", self.size, self.rounds, self.rates)
@@ -151,9 +151,8 @@ class Fleet:
         terms = RoundTerms(self.group.binding, number, f"round-{os.urandom(4).hex()}", seats, schema, "1" * 64)
         self.server = Round(self.group, terms, self.schema)
         rng = np.random.default_rng(number)
-        kind = lane(self.schema.modulus_bits)
-        top = 1 << self.schema.modulus_bits
-        self.vectors = {i: rng.integers(0, top, self.schema.length).astype(kind) for i in sorted(seats)}
+        size = self.schema.layout.words
+        self.vectors = {i: rng.integers(0, 1 << 64, size, dtype=np.uint64) for i in sorted(seats)}
         return terms
 
     def masked(self, alive: Container[int] = EVERYBODY) -> frozenset[int]:
@@ -162,9 +161,9 @@ class Fleet:
         return self.server.close_masked()
 
     def mask(self, seat: int, terms: RoundTerms | None = None) -> bytes:
-        residues = self.vectors[seat].copy()
-        self.clients[seat] = self.clients[seat].mask(terms or self.server.terms, residues)
-        return pack(residues, self.schema.modulus_bits)
+        words = self.vectors[seat].copy()
+        self.clients[seat] = self.clients[seat].mask(terms or self.server.terms, words)
+        return self.schema.layout.pack(words)
 
     def confirmed(self, counted: frozenset[int], alive: Container[int] = EVERYBODY) -> dict[int, Witness]:
         for i in _those(counted, alive):
@@ -186,7 +185,7 @@ class Fleet:
         self.clients[seat], reveal = self.clients[seat].reveal(witness)
         return reveal
 
-    def recovered(self, requests: Mapping[int, RecoveryRequest], alive: Container[int] = EVERYBODY) -> Residues:
+    def recovered(self, requests: Mapping[int, RecoveryRequest], alive: Container[int] = EVERYBODY) -> Words:
         for i in _those(requests, alive):
             self.server.add_shares(self.recover(i, requests[i]))
         return self.finish()
@@ -195,7 +194,7 @@ class Fleet:
         self.clients[seat], shares = self.clients[seat].recover(request)
         return shares
 
-    def finish(self) -> Residues:
+    def finish(self) -> Words:
         return self.low(self.server.finish())
 
     def run(
@@ -204,26 +203,25 @@ class Fleet:
         confirmed: Container[int] = EVERYBODY,
         unmasked: Container[int] = EVERYBODY,
         recovered: Container[int] = EVERYBODY,
-    ) -> Residues:
+    ) -> Words:
         """A round to its end, for those who are alive in each phase."""
         witnesses = self.confirmed(self.masked(masked), confirmed)
         return self.recovered(self.unmasked(witnesses, unmasked), recovered)
 
-    def expected(self) -> Residues:
+    def expected(self) -> Words:
         """The plain sum of those whom the server counts."""
         return self.low(plain_sum([self.vectors[i] for i in sorted(self.server.counted)]))
 
-    def low(self, residues: Residues) -> Residues:
-        """Modulo 2^m: what lies above is noise."""
-        return residues & residues.dtype.type((1 << self.schema.modulus_bits) - 1)
+    def low(self, words: Words) -> Words:
+        return self.schema.layout.low(words)
 
 
 def _those(members: Iterable[int], alive: Container[int]) -> list[int]:
     return [i for i in sorted(members) if i in alive]
 
 
-def plain_sum(vectors: list[Residues]) -> Residues:
-    total: Residues = np.add.reduce(vectors, dtype=vectors[0].dtype)
+def plain_sum(vectors: list[Words]) -> Words:
+    total: Words = np.add.reduce(vectors, dtype=vectors[0].dtype)
     return total
 
 

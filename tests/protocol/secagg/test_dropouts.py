@@ -13,7 +13,6 @@ from shared.errors import ProtocolError, RoundAborted, Unsupported
 from shared.secagg.client import Client
 from shared.secagg.graph import Rates, derive
 from shared.secagg.messages import Confirmation, Reveal
-from shared.secagg.packing import pack
 from shared.secagg.quantize import Update, decode, encode
 from shared.secagg.schema import BITS
 from shared.secagg.server import Round
@@ -257,7 +256,7 @@ def test_the_server_holds_one_sum_however_many_vectors_come() -> None:
     for i in range(1, 7):
         fleet.server.add_vector(i, fleet.mask(i))
         arrays = [value for value in vars(fleet.server).values() if getattr(value, "nbytes", 0)]
-        assert sum(array.nbytes for array in arrays) == fleet.schema.zeros().nbytes
+        assert sum(array.nbytes for array in arrays) == fleet.schema.layout.zeros().nbytes
 
 
 def test_a_quorum_above_the_least_is_kept_and_one_below_it_is_not(group: Fleet) -> None:
@@ -303,6 +302,4 @@ def test_nobody_is_asked_for_shares_where_too_few_are_left(group: Fleet) -> None
 
 def test_a_packed_vector_is_as_long_as_the_schema_says(group: Fleet) -> None:
     group.begin()
-    assert (
-        len(group.mask(1)) == group.schema.bytes_on_the_wire == len(pack(group.vectors[2], group.schema.modulus_bits))
-    )
+    assert len(group.mask(1)) == group.schema.bytes_on_the_wire == len(group.schema.layout.pack(group.vectors[2]))

@@ -14,7 +14,6 @@ from edge_agent.secure_mod import ModPolicy
 from shared.errors import RoundAborted
 from shared.flower import REFUSED, pack_bytes, reply_error, reply_with
 from shared.secagg.messages import PACKED_TYPE, RECORD, VECTOR_RECORD
-from shared.secagg.packing import pack
 from shared.secagg.policy import Policy
 from shared.secagg.shamir import SHARE_BYTES
 from tests.protocol.secagg.appgrid import (
@@ -269,7 +268,7 @@ def test_a_device_that_masks_something_else_makes_the_sum_unreadable_and_the_rou
     inner, authority = make_grid()
     grid, seen = secure(inner, authority)
     schema = grid.settings("train").schema(5, START, bytes(32))
-    words = pack_bytes(pack(np.full_like(schema.zeros(), 5), schema.modulus_bits), PACKED_TYPE)
+    words = pack_bytes(schema.layout.pack(schema.layout.join(np.full(schema.length, 5))), PACKED_TYPE)
     inner.faults[2, "masked"] = rewriting(inner, replace_vector(words))
     with pytest.raises(RoundAborted, match="masked something else"):
         grid.send_and_receive(messages())

@@ -38,10 +38,10 @@ ROUNDS: dict[str, Callable[[RoundTerms], RoundTerms]] = {
 @pytest.mark.parametrize("damage", ROUNDS.values(), ids=ROUNDS)
 def test_a_round(group: Fleet, damage: Callable[[RoundTerms], RoundTerms]) -> None:
     """… is refused, and the vector stays as it is."""
-    terms, residues = group.begin(), group.vectors[1].copy()
+    terms, words = group.begin(), group.vectors[1].copy()
     with pytest.raises(ProtocolError):
-        group.clients[1].mask(damage(terms), residues)
-    assert (residues == group.vectors[1]).all()
+        group.clients[1].mask(damage(terms), words)
+    assert (words == group.vectors[1]).all()
     assert group.clients[1].state is ClientState.READY
 
 

@@ -187,7 +187,7 @@ def test_no_step_can_be_skipped_or_taken_twice(five: Fleet) -> None:
     steps: list[Callable[[], Any]] = [
         lambda: client.advertise(five.identities[1], os.urandom),
         lambda: client.receive(Inbox({})),
-        lambda: client.mask(terms, five.schema.zeros()),
+        lambda: client.mask(terms, five.schema.layout.zeros()),
         lambda: client.confirm(EVERYBODY),
         lambda: client.reveal(Witness({})),
         lambda: client.recover(RecoveryRequest((), ())),

@@ -21,7 +21,6 @@ from coordinator.rounds.linear import least_groups, require_linear
 from coordinator.rounds.secure_grid import SecureGrid, Sources
 from shared.flower import pack_bytes, reply_with, unpack_bytes
 from shared.secagg.messages import PACKED_TYPE, RECORD, VECTOR_RECORD
-from shared.secagg.packing import pack, unpack
 from shared.secagg.terms import Settings
 from tests.protocol.secagg.appgrid import AppGrid, Fault, Handler, make_grid
 from tests.protocol.secagg.exchanges import messages, numpy_arrays
@@ -184,9 +183,10 @@ def test_code_that_lies_moves_its_groups_mean_by_as_much_as_the_group_could_and_
         def fault(message: Message) -> Message:
             reply = inner.handle(message)
             packed = unpack_bytes(reply.content.array_records[VECTOR_RECORD][VECTOR_RECORD], PACKED_TYPE)
-            vector = unpack(packed, schema.length, schema.modulus_bits)
-            vector[schema.exact * schema.digits :] += vector.dtype.type(levels)
-            lie = ArrayRecord({VECTOR_RECORD: pack_bytes(pack(vector, schema.modulus_bits), PACKED_TYPE)})
+            more = np.full(schema.length, levels)
+            more[: schema.exact * schema.digits] = 0
+            vector = schema.layout.unpack(packed) + schema.layout.join(more)
+            lie = ArrayRecord({VECTOR_RECORD: pack_bytes(schema.layout.pack(vector), PACKED_TYPE)})
             return reply_with(message, RecordDict({RECORD: reply.content[RECORD], VECTOR_RECORD: lie}))
 
         return fault

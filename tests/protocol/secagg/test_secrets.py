@@ -17,7 +17,6 @@ from shared.secagg.kept import SEED, joined, pieces
 from shared.secagg.keys import KEY_BYTES, Secret
 from shared.secagg.masks import Mask
 from shared.secagg.messages import Deal, RecoveryRequest
-from shared.secagg.packing import unpack
 from shared.secagg.policy import Policy
 from shared.secagg.shamir import SHARE_BYTES
 from shared.secagg.states import ClientState
@@ -286,12 +285,12 @@ def test_masked_vectors_of_equal_inputs_differ_in_every_round_and_look_uniform()
     for number in (1, 2):
         fleet.begin(number)
         fleet.vectors = {i: np.zeros_like(vector) for i, vector in fleet.vectors.items()}
-        bits, length = fleet.schema.modulus_bits, fleet.schema.length
-        sent += [unpack(fleet.mask(i), length, bits) for i in (1, 2, 3)]
+        layout = fleet.schema.layout
+        sent += [layout.split(layout.unpack(fleet.mask(i))) + 2 ** (layout.bits - 1) for i in (1, 2, 3)]
     for vector in sent:
-        assert abs(vector.astype(np.float64).mean() / 2**bits - 0.5) < 6.5 / np.sqrt(12 * vector.size)
+        assert abs(vector.astype(np.float64).mean() / 2**layout.bits - 0.5) < 6.5 / np.sqrt(12 * vector.size)
     for place, one in enumerate(sent):
-        assert all((one == other).mean() < 4 / 2**bits + 1e-3 for other in sent[place + 1 :])
+        assert all((one == other).mean() < 4 / 2**layout.bits + 1e-3 for other in sent[place + 1 :])
 
 
 def test_two_groups_of_the_same_devices_share_no_secret() -> None:

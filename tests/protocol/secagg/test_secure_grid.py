@@ -18,7 +18,7 @@ from shared.errors import RoundAborted, Unavailable, Unsupported
 from shared.flower import decode_records, reply_with
 from shared.secagg.graph import Rates
 from shared.secagg.messages import RECORD, VECTOR_RECORD
-from shared.secagg.packing import packed_size
+from shared.secagg.packing import Layout
 from shared.secagg.schema import BITS
 from tests.protocol.secagg.appgrid import (
     RUN_ID,
@@ -133,8 +133,8 @@ def test_the_bytes_of_a_vector_are_those_of_the_formula_and_no_more() -> None:
         if (node, phase) == (1, "masked")
     )
     exact = 3 + 1 + 1  # count, weight, clipped, one array's size, one metric
-    assert len(first) == packed_size(100_000 + 2 * exact, 32)
-    assert len(second) == packed_size(100_000 + 4 * exact, 8 + 3)
+    assert len(first) == Layout(100_000 + 2 * exact, 32).size
+    assert len(second) == Layout(100_000 + 4 * exact, 8 + 3).size
     assert len(second) < 0.35 * 4 * 100_000
 
 

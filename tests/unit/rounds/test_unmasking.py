@@ -18,12 +18,11 @@ SIZES = {
 
 
 @pytest.mark.parametrize(("size", "count"), SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("kind", ["|u1", "<u2", "<u4"])
 @pytest.mark.parametrize("cores", [1, 2, 3, 5])
-def test_every_way_to_share_the_work_gives_the_same_sum(size: int, count: int, kind: str, cores: int) -> None:
-    residues = np.arange(size // np.dtype(kind).itemsize).astype(kind)
+def test_every_way_to_share_the_work_gives_the_same_sum(size: int, count: int, cores: int) -> None:
+    words = np.arange(size // 8, dtype="<u8")
     masks = [Mask(Secret(bytes([place]) * 32), negative=place % 3 == 0) for place in range(count)]
-    expected = residues.copy()
+    expected = words.copy()
     apply_masks(expected, masks)
-    apply_masks_on_all_cores(residues, masks, cores=cores)
-    np.testing.assert_array_equal(residues, expected)
+    apply_masks_on_all_cores(words, masks, cores=cores)
+    np.testing.assert_array_equal(words, expected)

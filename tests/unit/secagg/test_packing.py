@@ -1,103 +1,130 @@
-"""m bits a residue and no more: exact bytes, beside a packer of plain integers that says where each bit goes."""
+"""m bits an element and no more: exact bytes, beside a packer of plain integers that says where each bit goes."""
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from shared.errors import Malformed
-from shared.secagg.packing import ROWS, Residues, lane, pack, packed_size, unpack
+from shared.secagg.packing import MOST_BITS, Layout, Words
 
-EVERY = list(range(1, 33))
+EVERY = list(range(1, MOST_BITS + 1))
+LENGTHS = [0, 1, 7, 63, 64, 65, 200, 1000, 6000, 200_000]
+FIELDS = {1: 64, 2: 32, 3: 21, 4: 16, 8: 8, 11: 5, 12: 5, 13: 4, 16: 4, 17: 3, 21: 3, 22: 2, 32: 2}
 KNOWN = {
-    (1, 5): "15000000",
-    (3, 5): "050000000000000000000000",
-    (8, 3): "f0e1d2" + "00" * 29,
-    (16, 2): "f0e1d2c3" + "00" * 60,
+    (1, 5): ([-1, 0, -1, 0, 0], 1, "fbffffffffffffff"),
+    (8, 3): ([1, 2, 3], 1, "0102030000000000"),
+    (16, 5): ([1, 2, 3, 4, -1], 2, "01000300ffffffff0200040000000000"),
+    (17, 3): ([1, 2, 3], 1, "010004000c0000"),
 }
 
 
-def residues(bits: int, length: int, seed: int = 0) -> Residues:
-    """Of the whole lane: bits above `bits` are noise, as after masking."""
-    kind = lane(bits)
-    drawn: Residues = (
-        np.random.default_rng(seed).integers(0, 1 << (8 * kind.itemsize), length, dtype=np.uint64).astype(kind)
+def elements(layout: Layout, seed: int) -> NDArray[np.int64]:
+    half = 1 << (layout.bits - 1)
+    return np.random.default_rng(seed).integers(-half, half, layout.length)
+
+
+def noisy(layout: Layout, words: Words) -> Words:
+    """With the unused bits of each word set, as masks set them."""
+    return words | np.uint64((1 << 64) - (1 << layout.used))
+
+
+def plainly(layout: Layout, words: Words) -> bytes:
+    """Row r of column c is word r * columns + c, in bits r * used of the column; 64-bit words of the columns, word by word; then
+    what is left.
+    """
+    low = [int(word) & ((1 << layout.used) - 1) for word in words]
+    rows = 64 // math.gcd(layout.used, 64)
+    columns, left = divmod(len(low), rows)
+    sums = [sum(low[r * columns + c] << (r * layout.used) for r in range(rows)) for c in range(columns)]
+    whole = b"".join(
+        ((total >> (64 * word)) & (2**64 - 1)).to_bytes(8, "little")
+        for word in range(rows * layout.used // 64)
+        for total in sums
     )
-    return drawn
-
-
-def low(values: Residues, bits: int) -> list[int]:
-    return [int(value) & ((1 << bits) - 1) for value in values]
-
-
-def plainly(values: Residues, bits: int) -> bytes:
-    """Row r, column c holds residue r * columns + c, in bits r * m to r * m + m of the column; words of 32 bits, word by word."""
-    columns = -(-len(values) // ROWS)
-    padded = low(values, bits) + [0] * (ROWS * columns - len(values))
-    if bits in (8, 16, 32):
-        return b"".join(value.to_bytes(bits // 8, "little") for value in padded)
-    sums = [sum(padded[row * columns + column] << (row * bits) for row in range(ROWS)) for column in range(columns)]
-    return b"".join(
-        ((total >> (32 * word)) & 0xFFFFFFFF).to_bytes(4, "little") for word in range(bits) for total in sums
-    )
+    rest = sum(value << (place * layout.used) for place, value in enumerate(low[len(low) - left :]))
+    return whole + rest.to_bytes(-(-left * layout.used // 8), "little")
 
 
 @pytest.mark.parametrize("bits", EVERY)
 @settings(max_examples=25, deadline=None)
-@given(length=st.integers(0, 200), seed=st.integers(0, 2**32 - 1))
-def test_the_low_bits_come_back_in_exactly_so_many_bytes(bits: int, length: int, seed: int) -> None:
-    values = residues(bits, length, seed)
-    packed = pack(values, bits)
-    assert len(packed) == packed_size(length, bits) <= length * bits / 8 + 4 * bits
-    back = unpack(packed, length, bits)
-    assert back.dtype == lane(bits)
-    assert back.tolist() == low(values, bits)
+@given(length=st.integers(0, 400), seed=st.integers(0, 2**32 - 1))
+def test_elements_come_back_from_bytes_of_their_bits(bits: int, length: int, seed: int) -> None:
+    layout = Layout(length, bits)
+    sent = elements(layout, seed)
+    words = layout.join(sent)
+    packed = layout.pack(noisy(layout, words))
+    assert length * bits / 8 <= len(packed) == layout.size < length * bits / 8 + 64 / 8 + 1
+    assert np.array_equal(layout.unpack(packed), layout.low(words))
+    assert np.array_equal(layout.split(noisy(layout, layout.unpack(packed))), sent)
 
 
 @pytest.mark.parametrize("bits", EVERY)
-@pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 100])
+@pytest.mark.parametrize("length", LENGTHS[:-1])
 def test_the_bytes_are_those_of_a_packer_of_plain_integers(bits: int, length: int) -> None:
-    values = residues(bits, length, bits)
-    assert pack(values, bits) == plainly(values, bits)
+    layout = Layout(length, bits)
+    words = layout.join(elements(layout, bits))
+    assert layout.pack(noisy(layout, words)) == plainly(layout, words)
+
+
+@pytest.mark.parametrize("bits", [4, 15, 17, 18, 19])
+def test_long_vectors_are_packed_as_short_ones_are(bits: int) -> None:
+    layout = Layout(LENGTHS[-1], bits)
+    words = layout.join(elements(layout, bits))
+    packed = layout.pack(noisy(layout, words))
+    assert packed == plainly(layout, words)
+    assert np.array_equal(layout.unpack(packed), layout.low(words))
 
 
 @pytest.mark.parametrize(("bits", "length"), KNOWN, ids=str)
 def test_known_answers(bits: int, length: int) -> None:
-    values = {1: [1, 0, 1, 0, 1], 3: [5, 0, 0, 0, 0], 8: [0xF0, 0xE1, 0xD2], 16: [0xE1F0, 0xC3D2]}[bits]
-    assert pack(np.array(values, dtype=lane(bits)), bits).hex() == KNOWN[bits, length]
+    layout, (sent, words, packed) = Layout(length, bits), KNOWN[bits, length]
+    assert layout.words == words
+    assert layout.pack(layout.join(np.array(sent))).hex() == packed
 
 
-def test_residues_that_straddle_two_words_are_whole() -> None:
-    """Of 11 bits, the third begins at bit 22 and ends in the next word."""
-    values = np.array([0, 0, 0x7FF] + [0] * 29, dtype="<u2")
-    words = np.frombuffer(pack(values, 11), dtype="<u4")
-    assert words.tolist() == [0xFFC00000, 0x1, *[0] * 9]
+@pytest.mark.parametrize(("bits", "fields"), FIELDS.items())
+def test_as_many_elements_as_fit_lie_in_a_word(bits: int, fields: int) -> None:
+    assert Layout(1, bits).fields == fields
 
 
-@pytest.mark.parametrize("bits", [4, 8, 11, 16, 20, 32])
-@pytest.mark.parametrize("off", [-1, 1, 4])
+@pytest.mark.parametrize("bits", EVERY)
+@pytest.mark.parametrize("end", ["lowest", "highest", "alternating"])
+def test_sums_at_either_end_leave_their_neighbours_alone(bits: int, end: str) -> None:
+    """The sum of a word's elements is its word's, whatever their signs."""
+    layout, half = Layout(100, bits), 1 << (bits - 1)
+    lowest, highest = np.full(100, -half), np.full(100, half - 1)
+    wanted = {"lowest": lowest, "highest": highest, "alternating": np.where(np.arange(100) % 2, lowest, highest)}[end]
+    one = wanted // 3
+    parts = [one, one, wanted - 2 * one]
+    total = layout.zeros()
+    for part in parts:
+        total += layout.join(part)
+    assert np.array_equal(layout.split(noisy(layout, layout.low(total))), wanted)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 11, 16, 17, 20, 32])
+@pytest.mark.parametrize("off", [-1, 1, 8])
 def test_another_number_of_bytes_is_malformed(bits: int, off: int) -> None:
-    data = bytes(packed_size(70, bits) + off)
+    layout = Layout(70, bits)
     with pytest.raises(Malformed):
-        unpack(data, 70, bits)
+        layout.unpack(bytes(layout.size + off))
 
 
-@pytest.mark.parametrize("bits", [0, 33, -1])
-def test_there_is_no_lane_for_other_bits(bits: int) -> None:
+@pytest.mark.parametrize("bits", [0, MOST_BITS + 1, -1])
+def test_there_is_no_layout_for_other_bits(bits: int) -> None:
     with pytest.raises(ValueError):
-        lane(bits)
+        Layout(3, bits)
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(1, "u1"), (8, "u1"), (9, "<u2"), (16, "<u2"), (17, "<u4"), (32, "<u4")])
-def test_residues_lie_in_the_narrowest_lane(bits: int, kind: str) -> None:
-    assert lane(bits) == np.dtype(kind)
-
-
-@pytest.mark.parametrize("bits", [4, 8, 11, 16, 20, 32])
-def test_something_after_the_last_residue_is_malformed(bits: int) -> None:
+@pytest.mark.parametrize("bits", [11, 13, 15, 17, 20])
+def test_something_after_the_last_word_is_malformed(bits: int) -> None:
     """Two strings of bytes would otherwise be one vector."""
-    data = bytearray(pack(np.ones(70, lane(bits)), bits))
+    layout = next(found for found in (Layout(size, bits) for size in range(1, 99)) if found.words * found.used % 8)
+    data = bytearray(layout.pack(layout.join(np.ones(layout.length))))
     data[-1] |= 0x80
     with pytest.raises(Malformed, match="after the last"):
-        unpack(bytes(data), 70, bits)
-    assert (unpack(pack(np.ones(64, lane(bits)), bits), 64, bits) == 1).all()
+        layout.unpack(bytes(data))

@@ -20,7 +20,7 @@ from shared.privacy.noise import discrete_gaussian, reach
 from shared.secagg.graph import Rates
 from shared.secagg.keys import Secret
 from shared.secagg.masks import keystream
-from shared.secagg.packing import WORD_BITS, pack, unpack
+from shared.secagg.packing import MOST_BITS
 from shared.secagg.policy import PrivacyPolicy
 from shared.secagg.private import Mechanism, Privacy, central_noise, noise_multiplier, noised, stream_of
 from shared.secagg.quantize import Total, Update, decode, encode
@@ -87,10 +87,11 @@ def test_the_extreme_sum_does_not_wrap_and_what_is_beyond_it_is_refused(clients:
     assert clients * ((1 << schema.bits) - 1) < 1 << schema.modulus_bits, "digits of the count neither"
 
     def sum_of(element: int) -> Total:
-        residues = plain(replace(schema, noise=0.0), {"w": np.zeros(4, "f4")}).astype(np.int64) * clients
-        residues[schema.exact * schema.digits :] = element
-        sent = (residues & ((1 << schema.modulus_bits) - 1)).astype(schema.zeros().dtype)
-        return decode(schema, unpack(pack(sent, schema.modulus_bits), schema.length, schema.modulus_bits), clients)
+        quiet = replace(schema, noise=0.0)
+        elements = quiet.layout.split(plain(quiet, {"w": np.zeros(4, "f4")})) * clients
+        elements[schema.exact * schema.digits :] = element
+        sent = schema.layout.join(elements)
+        return decode(schema, schema.layout.unpack(schema.layout.pack(sent)), clients)
 
     turned = Rotation(ROTATION, 4, "f8").forward(sum_of(sign * most).changes["w"] * clients / schema.arrays[0].scale)
     assert np.allclose(turned * schema.levels / schema.clip, sign * most)
@@ -107,7 +108,7 @@ def test_without_noise_a_private_element_takes_no_more_bits_than_any() -> None:
 def test_noise_that_no_word_holds_is_refused() -> None:
     with pytest.raises(Unsupported, match="does not fit into a word: state fewer bits"):
         replace(PRIVATE, bits=16, noise=2.0**30).schema(1 << 20, {"w": np.zeros(9, "f4")}, ROTATION)
-    assert schema_of(9, 100, 2.0**30).modulus_bits <= WORD_BITS
+    assert schema_of(9, 100, 2.0**30).modulus_bits <= MOST_BITS
 
 
 # ---- the bound
@@ -222,8 +223,9 @@ def test_central_noise_has_the_variance_of_its_event() -> None:
 def test_the_count_is_all_that_is_exact() -> None:
     schema = schema_of(100)
     assert (schema.exact, schema.length) == (1, schema.digits + 100)
-    a, b = (plain(replace(schema, noise=0.0), {"w": change(100, 1)})[: schema.digits] for _ in range(2))
-    assert a.tolist() == b.tolist() == [1, 0, 0, 0]
+    a, b = (schema.layout.split(plain(replace(schema, noise=0.0), {"w": change(100, 1)})) for _ in range(2))
+    zero = -(1 << (schema.bits - 1))  # of a digit
+    assert a[: schema.digits].tolist() == b[: schema.digits].tolist() == [zero + 1, zero, zero, zero]
 
 
 REFUSED: dict[str, Any] = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.errors import RoundAborted, UpdateRejected
-from shared.secagg.packing import Residues, pack, unpack
+from shared.secagg.packing import Words
 from shared.secagg.quantize import WIDEST_MEAN_SQUARE, Total, Update, add_change, decode, encode
 from shared.secagg.rotation import Rotation
 from shared.secagg.schema import BITS, ArrayField, Schema
@@ -22,19 +22,18 @@ from shared.secagg.terms import CLIPS, Settings
 from tests.unit.secagg.vectors import LOSS, ROTATION, Values, plain, schema_of, zeros_like
 
 
-def add(schema: Schema, vectors: Iterable[Residues]) -> Residues:
-    """As the server does: packed on the way, modulo the lane, with noise in the bits above the modulus."""
-    total = schema.zeros()
-    total += np.array((0xA5A5A5A5 << schema.modulus_bits) & ((1 << (8 * total.itemsize)) - 1), dtype=total.dtype)
+def add(schema: Schema, vectors: Iterable[Words]) -> Words:
+    """As the server does: packed on the way, with noise in the bits that are not used."""
+    total = schema.layout.zeros()
+    total += np.uint64((0xA5A5A5A5A5A5A5A5 << schema.layout.used) & (2**64 - 1))
     for vector in vectors:
-        total += unpack(pack(vector, schema.modulus_bits), schema.length, schema.modulus_bits)
+        total += schema.layout.unpack(schema.layout.pack(vector))
     return total
 
 
-def levels(schema: Schema, vector: Residues) -> NDArray[np.int64]:
+def levels(schema: Schema, vector: Words) -> NDArray[np.int64]:
     """The rounded elements of one vector, as integers."""
-    residues = vector[schema.exact * schema.digits :].astype(np.int64) & ((1 << schema.modulus_bits) - 1)
-    return np.where(residues >= 1 << (schema.modulus_bits - 1), residues - (1 << schema.modulus_bits), residues)
+    return schema.layout.split(vector)[schema.exact * schema.digits :].astype(np.int64)
 
 
 def meant(schema: Schema, elements: NDArray[np.int64], weight: int) -> NDArray[Any]:
@@ -84,8 +83,8 @@ def test_the_extreme_sum_does_not_wrap(bits: int, clients: int, sign: int) -> No
     arrays = {"w": np.full(3, sign * 1e6, "f4"), "n": np.full(2, sign * 7, "i4")}
     vector = plain(schema, arrays, schema.max_weight, {"loss": 20.0 if sign > 0 else 0.0})
     assert (levels(schema, vector) == sign * schema.levels).all()
-    sent = unpack(pack(vector, schema.modulus_bits), schema.length, schema.modulus_bits)
-    total = decode(schema, sent * np.array(clients, dtype=sent.dtype), clients)
+    sent = schema.layout.unpack(schema.layout.pack(vector))
+    total = decode(schema, sent * np.uint64(clients), clients)
     assert total.weight == clients * schema.max_weight
     assert np.allclose(total.changes["w"], sign * schema.unit_weight / schema.max_weight, rtol=1e-6)
     assert total.changes["n"] == pytest.approx(sign * 7.0)
@@ -325,9 +324,9 @@ def test_of_a_sampled_vector_biases_come_whole_each_round_and_weights_in_part() 
     fields = (ArrayField("w", (40, 25), "float32", 1.0), ArrayField("b", (12,), "float32", 1.0))
     schema = Schema(3, 16, 10, arrays=fields, clip=12.0, rotation=ROTATION, subsample=0.2)
     update = Update(1, {}, arrays, zeros_like(arrays))
-    residues, left = encode(schema, update, os.urandom, feedback=True)
-    assert residues.size == schema.exact * schema.digits + 12 + 200
-    total = decode(schema, add(schema, [residues]), 1)
+    words, left = encode(schema, update, os.urandom, feedback=True)
+    assert schema.length == schema.exact * schema.digits + 12 + 200
+    total = decode(schema, add(schema, [words]), 1)
     assert list(total.changes) == ["w", "b"]
     np.testing.assert_allclose(total.changes["b"], arrays["b"], atol=0.01)
     assert np.linalg.norm(left["w"]) > 0.7 * np.linalg.norm(arrays["w"])

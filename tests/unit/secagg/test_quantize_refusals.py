@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shared.errors import RoundAborted, UpdateRejected
+from shared.secagg.packing import Words
 from shared.secagg.quantize import Update, decode, encode
 from shared.secagg.schema import Schema
 from tests.unit.secagg.vectors import LOSS, ROTATION, Values, plain, schema_of
@@ -83,14 +84,21 @@ def test_a_metric_that_is_missing_or_outside_its_range_is_refused(metrics: dict[
     assert "0625" not in str(caught.value)
 
 
+def changed(schema: Schema, vector: Words, place: int, value: int) -> Words:
+    elements = schema.layout.split(vector)
+    elements[place] = value
+    return schema.layout.join(elements)
+
+
 def test_a_sum_with_another_count_weight_or_size_is_not_decoded() -> None:
     schema = schema_of(4, 8, 3, "", max_weight=10)
     vector = plain(schema, {"w": np.ones(3, "f4")})
-    heavy, nothing, large = (vector.copy() for _ in range(3))
-    heavy[schema.digits] = 11
-    nothing[schema.digits] = 0
-    large[-1] = schema.levels + 1
-    noise = np.random.default_rng(0).integers(0, 1 << schema.modulus_bits, schema.length).astype(vector.dtype)
+    zero = -(1 << (schema.bits - 1))  # of a digit
+    heavy, nothing, large = (
+        changed(schema, vector, place, value)
+        for place, value in ((schema.digits, zero + 11), (schema.digits, zero), (-1, schema.levels + 1))
+    )
+    noise = np.random.default_rng(0).integers(0, 1 << 64, vector.size, dtype=np.uint64)
     for total, count in ((vector, 2), (vector[:-1], 1), (noise, 1), (heavy, 1), (nothing, 1), (large, 1)):
         with pytest.raises(RoundAborted):
             decode(schema, total, count)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.secagg.packing import Residues
+from shared.secagg.packing import Words
 from shared.secagg.quantize import Update, encode
 from shared.secagg.schema import ArrayField, MetricField, Schema
 
@@ -20,7 +20,7 @@ def zeros_like(arrays: Values) -> Values:
     return {name: np.zeros_like(array) for name, array in arrays.items()}
 
 
-def plain(schema: Schema, arrays: Values, weight: float = 1, metrics: Mapping[str, float] | None = None) -> Residues:
+def plain(schema: Schema, arrays: Values, weight: float = 1, metrics: Mapping[str, float] | None = None) -> Words:
     """Against a base of zeros, with nothing owed."""
     update = Update(weight, metrics or {}, arrays, zeros_like(arrays))
     return encode(schema, update, os.urandom, feedback=False)[0]
