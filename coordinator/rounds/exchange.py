@@ -26,7 +26,7 @@ Bounds = Mapping[str, tuple[float, float]]
 MAX_GROUPS = 1000
 _BEFORE_SHARE, _AFTER_SHARE = 0.15, 0.1  # of the time left: what a phase may take, and what is kept for one
 _AFTER = {Phase.CONFIRMED: 3, Phase.UNMASKED: 2, Phase.RECOVERED: 1}  # among how many phases what is left is shared
-DEFAULT_GROUP_ROUNDS = 8
+DEFAULT_GROUP_ROUNDS = 16
 DEFAULT_MIN_GROUP = (
     5  # one of them fails and one works with the server: three are left to hide in, what a device insists on
 )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coordinator.rounds.exchange import DEFAULT_MIN_GROUP, MAX_GROUPS
+from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS, DEFAULT_MIN_GROUP, MAX_GROUPS
 from shared.errors import Unsupported
 from shared.secagg.graph import Rates
 from shared.secagg.private import Mechanism, Privacy
@@ -35,7 +35,9 @@ class Secure:
     subsample: float = 1.0
     delta_broadcast: bool = False  # devices that have the last model are sent what changed since, rounded
     error_feedback: bool = True  # what rounding and subsampling take from an update is added to the device's next
-    key_rounds: int = 8  # keys and shares are made for so many rounds at once
+    key_rounds: int = (
+        DEFAULT_GROUP_ROUNDS  # for so many rounds, of training or evaluation, keys and shares are made at once
+    )
     clip_range: float = 8.0
     max_weight: int = 100_000
     groups: int = 1

@@ -1,14 +1,15 @@
 """A round of ours as it runs in a fleet: `SecureGrid` in this process, `SecureMod` on every client in another.
 
 Devices sign with certificates of a fleet's authority, unless asked not to; updates carry over what rounding took; everything else
-is a job's default. How large changes are is known, as it is after a job's first round.
+is a job's default. How large changes are is known, as it is after a job's first round, and so are certificates, unless devices are
+strangers: one check of each then stands for all that devices made in earlier groups.
 """
 
 import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -41,17 +42,19 @@ def vector_of(client: int, elements: int) -> Vector:
     return np.random.default_rng(client).standard_normal(elements, dtype=np.float32)
 
 
-def clients(idle: Idle, count: int, signed: bool) -> tuple[Handle, bytes]:
+def clients(idle: Idle, count: int, signed: bool, strangers: bool) -> tuple[Handle, bytes]:
     """In the child: `count` devices from 1 on. The greeting is the authority's certificate, or nothing."""
     warnings.simplefilter("ignore", InsecureWarning)
     now = SystemClock().now()
     authority = Authority.create("benchmark", now)
+    known = FleetVerifier(authority.certificate_der, SystemClock().now)
 
     def mod(node: int) -> SecureMod:
         if not signed:
             return make_secure_mod(UnsignedIdentity(f"device-{node}"), UnsignedVerifier())
         identity = DeviceIdentity.create(authority, f"device-{node}", now=now, valid_for_s=DAY_S)
-        return make_secure_mod(identity, FleetVerifier(authority.certificate_der, SystemClock().now))
+        verifier = FleetVerifier(authority.certificate_der, SystemClock().now) if strangers else known
+        return make_secure_mod(identity, verifier)
 
     def train(message: Message, context: Context) -> Message:
         with idle():
@@ -94,10 +97,12 @@ class Fleet:
 
     count: int
     rates: Rates
+    _: KW_ONLY
     signed: bool = True
+    strangers: bool = False
 
     def __post_init__(self) -> None:
-        self.grid = PipeGrid(clients, (self.count, self.signed), stage_of)
+        self.grid = PipeGrid(clients, (self.count, self.signed, self.strangers), stage_of)
         self._verifier: Verifier = UnsignedVerifier()
         if self.signed:
             self._verifier = FleetVerifier(self.grid.greeting, SystemClock().now)

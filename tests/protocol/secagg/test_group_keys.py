@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from coordinator.rounds.exchange import SecureConfig
+from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS, SecureConfig
 from edge_agent.residuals import LEFT
 from edge_agent.secure_mod import ModPolicy
 from shared.client_apps import NO_KEYS
@@ -83,7 +83,7 @@ def again(inner: AppGrid, replies: list[Message], **fields: Any) -> Fault:
 
 REUSES: dict[str, tuple[dict[str, Any], str]] = {
     "a round gone by": ({"number": 1}, "no keys for this round, or has used them"),
-    "a round that no key was made for": ({"number": 9}, "no keys for this round"),
+    "a round that no key was made for": ({"number": DEFAULT_GROUP_ROUNDS + 1}, "no keys for this round"),
     "round zero": ({"number": 0}, "no keys for this round"),
     "a round without this device": ({"present": b"\xb8"}, "no part in"),
     "a round of three of five": ({"present": b"\xe0"}, "only 3 clients take part; this device wants 4"),

@@ -23,9 +23,9 @@ CASE = Case(8, 2_000, 0.25)
 GONE = frozenset({2, 5})
 
 
-@pytest.fixture(params=[True, False], ids=["signed", "unsigned"])
+@pytest.fixture(params=[{}, {"strangers": True}, {"signed": False}], ids=["signed", "strangers", "unsigned"])
 def fleet(request: pytest.FixtureRequest) -> Iterator[secagg_ours.Fleet]:
-    found = secagg_ours.Fleet(CASE.clients, Rates(), request.param)
+    found = secagg_ours.Fleet(CASE.clients, Rates(), **request.param)
     yield found
     found.grid.close()
 
@@ -89,10 +89,10 @@ def test_a_figure_is_the_mean_of_the_rounds_of_a_group() -> None:
         return one.client_s
 
     assert ours(True).mean(client) == 8
-    assert ours(True, False).mean(client) == (8 + 7 * 1) / 8, "the second stands for all but the first"
+    assert ours(True, False).mean(client) == (8 + 15 * 1) / 16, "the second stands for all but the first"
     assert ours(True, True).mean(client) == 8
-    assert ours(True, *[False] * 7).mean(client) == (8 + 7) / 8
-    assert ours(True, False, False, True, *[False] * 4).mean(client) == (2 * 8 + 6) / 8
+    assert ours(True, *[False] * 15).mean(client) == (8 + 15) / 16
+    assert ours(True, False, False, True, *[False] * 12).mean(client) == (2 * 8 + 14) / 16
     assert (ours(True, False).made(client), ours(True, False).at_hand(client)) == (8, 1)
     assert ours(True, True).at_hand(client) is None
 
@@ -124,7 +124,7 @@ def found(**more: float) -> dict[str, float]:
 def test_what_flower_was_not_known_to_cost_is_compared_with_nothing() -> None:
     figures = {one.name: one for one in figures_of(CASE, ours(True, False), ("Flower", found(client=0.0)))}
     assert figures[f"client CPU, {CASE.name}"].peer is None
-    assert figures[f"server CPU, {CASE.name}"].ratio == 100 / ((80 + 70) / 8)
+    assert figures[f"server CPU, {CASE.name}"].ratio == 100 / ((80 + 150) / 16)
 
 
 def test_the_picture_has_a_row_a_case_also_where_flower_gave_up(tmp_path: Path) -> None:
