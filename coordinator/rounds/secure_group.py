@@ -88,18 +88,16 @@ class MadeGroup:
     doubtful: set[int] = field(default_factory=set)
 
     def fits(self, nodes: Sequence[int], quorum: int, *, cautious: bool) -> bool:
-        """Whether `nodes` are of this group, keys for a round are left, and those who surely have theirs are enough for a sum over
-        `quorum` devices at least, with some to spare.
+        """Whether `nodes` are of this group, keys for a round are left, and those who surely have theirs, with half of the others,
+        are enough for a sum over `quorum` devices at least: most that were silent are back with their keys.
 
         Where an attempt that comes to nothing is dear (`cautious`), nobody may be doubtful; nor in a small group, which keys cost
         little, and a device left out for a round much.
         """
         known = set(nodes) <= set(self.seats) and all(self.seats[node] in self.group.dealt for node in nodes)
         sure, terms = len(set(nodes) - self.doubtful), self.group.terms
-        least = max(terms.fewest, quorum)
-        if sure < len(nodes):
-            least = len(nodes) if cautious or terms.clients < LARGE else least + terms.rates.dropped(terms.clients) // 8
-        return known and sure >= least and self.rounds < terms.rounds
+        known &= sure == len(nodes) or not (cautious or terms.clients < LARGE)
+        return known and (sure + len(nodes)) // 2 >= max(terms.fewest, quorum) and self.rounds < terms.rounds
 
     def next_number(self) -> int:
         self.rounds += 1

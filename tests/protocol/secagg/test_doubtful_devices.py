@@ -16,7 +16,7 @@ from tests.protocol.secagg.exchanges import GROUP, RECOVERY, ROUND, exchange, se
 
 SIZE = 40
 RATES = Rates(dropout=0.25, corrupt=0.05)
-BEARABLE = RATES.dropped(SIZE) - RATES.dropped(SIZE) // 8
+BEARABLE = RATES.dropped(SIZE)
 EVERYBODY = frozenset(range(1, SIZE + 1))
 
 
@@ -113,7 +113,7 @@ def test_keys_are_made_anew_where_those_who_surely_have_theirs_are_too_few(
     inner.faults.clear()
     for node in doubtful:
         inner.restart(node)
-    here = EVERYBODY - set(range(30, 36))
+    here = EVERYBODY - set(range(30, 39))
     exchange(grid, nodes=here)
     assert makes_keys(seen)
     assert counted(seen) == here
@@ -150,7 +150,7 @@ def test_one_that_is_doubtful_is_enough_where_more_must_be_counted_or_an_attempt
     made = grid.carried.drawn.made[0] if grid.carried.drawn else None
     assert made is not None
     everybody, sure = sorted(EVERYBODY), sorted(EVERYBODY - {2})
-    assert made.fits(everybody, 38, cautious=False)
-    assert not made.fits(everybody, 39, cautious=False), "one to spare"
+    assert made.fits(everybody, 39, cautious=False)
+    assert not made.fits(everybody, 40, cautious=False), "half of one is none"
     assert not made.fits(everybody, 30, cautious=True)
     assert made.fits(sure, 39, cautious=True)
