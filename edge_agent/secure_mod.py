@@ -116,7 +116,7 @@ class SecureMod:
         record = message.content[RECORD]
         if not isinstance(record, ConfigRecord):
             raise Malformed(f"the record {RECORD!r} is not a ConfigRecord")
-        fields: Fields = dict(record)
+        fields: Fields = dict(record.items())
         read = Reader(fields, "a secure aggregation message")
         group, phase = _named(context, read.identifier("group_id")), read.text("phase")
         if phase == Phase.MASKED:
@@ -248,7 +248,7 @@ class SecureMod:
         if not isinstance(record, ConfigRecord):
             raise NoKeys("this device has no keys for this group: it never joined, has finished, or was restarted")
         try:
-            return Client.from_fields(dict(record), self._policy.client)
+            return Client.from_fields(dict(record.items()), self._policy.client)
         except Malformed as error:
             raise NoKeys(
                 "this device has no keys for this group: what it kept is damaged", detail=str(error)
@@ -282,12 +282,22 @@ def _slot(group: str) -> str:
 
 
 def _store(context: Context, client: Client) -> None:
-    """A client that has used up its keys is forgotten."""
+    """In place of the record that it was read from, if any, whose untouched values are not checked again. A client that has used up
+    its keys is forgotten.
+    """
     group = _named(context, client.terms.group_id)
     if client.spent:
         _forget(context, group)
-    else:
-        context.state[_slot(group)] = ConfigRecord(dict(client.to_fields()))
+        return
+    old = context.state.get(_slot(group))
+    record = old.copy() if isinstance(old, ConfigRecord) else ConfigRecord()
+    before, after = dict(record.items()), client.to_fields()
+    for name in before.keys() - after.keys():
+        del record[name]
+    for name, value in after.items():
+        if before.get(name) is not value:
+            record[name] = value
+    context.state[_slot(group)] = record
 
 
 def _forget(context: Context, group: str) -> None:

@@ -15,26 +15,28 @@ from shared.secagg.kept import (
     NOTHING,
     Draft,
     Keyring,
+    Keys,
     Neighbours,
     RoundKeys,
+    Seats,
     Standing,
     check_kept,
     joined,
-    keys_from_fields,
-    keys_to_fields,
+    kept_sizes,
     pieces,
 )
 from shared.secagg.keys import (
     KEY_BYTES,
     Identity,
     KeyPair,
+    Root,
     Secret,
     Verifier,
     is_tag,
     letter_key,
     mask_keys,
     mask_secrets,
-    pair_root,
+    pair_roots,
     seal,
     tag,
     unseal,
@@ -54,6 +56,7 @@ from shared.secagg.messages import (
     Shares,
     Witness,
     coin_digest,
+    coin_digests,
     confirmed,
     device_tag,
     graph_seed,
@@ -65,12 +68,12 @@ from shared.secagg.packing import Words
 from shared.secagg.policy import Policy
 from shared.secagg.shamir import SHARE_BYTES, Entropy, split
 from shared.secagg.states import CLIENT, ClientEvent, ClientState, advance
-from shared.secagg.terms import GroupTerms, RoundTerms, seats_in, to_bitmap
+from shared.secagg.terms import GroupTerms, RoundTerms
 
 
 @dataclass(frozen=True)
 class Client:
-    """`keys` are by round number, and shrink; `dealers` are the senders of the letters that it opened."""
+    """`keys` shrink; `dealers` are the senders of the letters that it opened."""
 
     terms: GroupTerms
     index: int
@@ -78,8 +81,8 @@ class Client:
     state: ClientState = ClientState.NEW
     draft: Draft | None = None
     neighbours: Neighbours | None = None
-    dealers: tuple[int, ...] = ()
-    keys: Mapping[int, RoundKeys] = field(default_factory=dict)
+    dealers: Seats = field(default_factory=Seats)
+    keys: Keys = field(default_factory=Keys)
     standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
@@ -112,84 +115,75 @@ class Client:
         graph, members = self._graph(near, draft)
         present = frozenset(near.coins or members.leaves)
         adverts = self._checked(near, members, graph, present, verifier)
-        binding = group_binding(self.terms, members, graph.seed)
+        binding, own = group_binding(self.terms, members, graph.seed), draft.advert.device
+        devices = {seat: item.device for seat, item in adverts.items()}
         agreed = draft.pair.agreements(item.public for item in adverts.values())
-        roots = {
-            seat: pair_root(secret, binding, draft.advert.device, item.device)
-            for (seat, item), secret in zip(adverts.items(), agreed, strict=True)
-        }
+        roots = dict(zip(devices, pair_roots(agreed, binding, own, devices.values()), strict=True))
+        near_by = [seat for seat in graph.neighbours(self.index) if seat in present]
         told = roots if self.index in graph.witnesses else {}
+        tellers = [seat for seat in roots if seat in graph.witnesses]
         neighbours = Neighbours(
             binding,
-            present,
-            {seat: adverts[seat].device for seat in graph.neighbours(self.index) if seat in present},
-            Keyring.of({seat: witness_key(root, draft.advert.device) for seat, root in told.items()}),
-            Keyring.of(
-                {
-                    seat: witness_key(root, adverts[seat].device)
-                    for seat, root in roots.items()
-                    if seat in graph.witnesses
-                }
-            ),
+            Seats.of(present, self.terms.clients),
+            Seats.of(near_by, self.terms.clients),
+            Keyring.of({seat: witness_key(root, own) for seat, root in told.items()}, self.terms.clients),
+            Keyring.of({seat: witness_key(roots[seat], devices[seat]) for seat in tellers}, self.terms.clients),
         )
-        roots = {seat: roots[seat] for seat in neighbours.names}
-        keys, deal = self._deal(neighbours, roots, entropy)
-        letters = {seat: letter_key(root, adverts[seat].device) for seat, root in roots.items()}
-        opened = replace(draft, pair=KeyPair(NOTHING, draft.pair.public), coin=b"", members=None, letters=letters)
+        keys, deal = self._deal(binding, {seat: roots[seat] for seat in near_by}, entropy)
+        letters = joined(letter_key(roots[seat], devices[seat]) for seat in near_by)
+        names = tuple(devices[seat] for seat in near_by)
+        pair = KeyPair(NOTHING, draft.pair.public)
+        opened = replace(draft, pair=pair, coin=b"", members=None, names=names, letters=letters)
         return replace(self, state=state, draft=opened, neighbours=neighbours, keys=keys), deal
 
-    def _deal(
-        self, near: Neighbours, roots: Mapping[int, Secret], entropy: Entropy
-    ) -> tuple[dict[int, RoundKeys], Deal]:
+    def _deal(self, binding: bytes, roots: Mapping[int, Root], entropy: Entropy) -> tuple[Keys, Deal]:
         own, numbers = self._draft().advert.device, range(1, self.terms.rounds + 1)
         seeds = [Secret(entropy(KEY_BYTES)) for _ in numbers]
         recovery = [Secret(entropy(KEY_BYTES)) for _ in numbers]
-        pairs = [mask_secrets(roots.values(), number) for number in numbers]
         both = [secret for couple in zip(seeds, recovery, strict=True) for secret in couple]
         shares = split(both, self.terms.degrees.threshold, tuple(roots), entropy)
-        masks = [joined(row) for row in pairs]
+        masks = mask_secrets(roots.values(), numbers)
 
         def digests(kind: str, secrets: list[Secret]) -> tuple[bytes, ...]:
-            return tuple(secret_digest(kind, near.binding, self.index, n, item) for n, item in enumerate(secrets, 1))
+            return tuple(secret_digest(kind, binding, self.index, n, item) for n, item in enumerate(secrets, 1))
 
+        boxes = {
+            seat: seal(letter_key(root, own), share) for (seat, root), share in zip(roots.items(), shares, strict=True)
+        }
         deal = Deal(
             self.index,
-            {
-                seat: seal(letter_key(root, own), share)
-                for (seat, root), share in zip(roots.items(), shares, strict=True)
-            },
+            boxes,
             digests("seed", seeds),
             digests("key", recovery),
             tuple(seal(key, record) for key, record in zip(recovery, masks, strict=True)),
-            tuple(pair_digests(near.binding, n, row) for n, row in zip(numbers, pairs, strict=True)),
+            tuple(pair_digests(binding, n, row) for n, row in zip(numbers, masks, strict=True)),
         )
-        return {n: RoundKeys(*row) for n, row in zip(numbers, zip(seeds, masks, strict=True), strict=True)}, deal
+        return Keys.of(seeds, masks), deal
 
     def receive(self, inbox: Inbox) -> "Client":
         """Open the shares dealt to this client. Raises `FalseShares` for all whose letters are wrong, `ProtocolError`."""
         state = advance(CLIENT, self.state, ClientEvent.RECEIVE)
-        near, letters = self._near(), self._draft().letters
-        if not set(inbox.boxes) <= set(near.names):
+        holders, draft = self._near().holders, self._draft()
+        if not inbox.boxes.keys() <= holders.which:
             raise ProtocolError("the shares are not from this group's neighbours")
         self._check_crowd(inbox.boxes, "dealt shares")
+        letters = dict(zip(holders, pieces(draft.letters, KEY_BYTES), strict=True))
         opened, false = {}, []
-        step = 2 * SHARE_BYTES
         for dealer, box in sorted(inbox.boxes.items()):
             try:
-                opened[dealer] = pieces(unseal(letters[dealer], box), step)
-            except (ProtocolError, Malformed):
+                opened[dealer] = unseal(letters[dealer], box)
+            except ProtocolError:
                 false.append(dealer)
                 continue
-            if len(opened[dealer]) != self.terms.rounds:
+            if len(opened[dealer].reveal()) != 2 * SHARE_BYTES * self.terms.rounds:
                 false.append(dealer)
         if false:
-            names = ", ".join(near.names[dealer] for dealer in false)
-            raise FalseShares(f"the shares from {names} do not open", dealers=tuple(false))
-        keys = {
-            number: key.received(near.names, {dealer: shares[number - 1] for dealer, shares in opened.items()})
-            for number, key in self.keys.items()
-        }
-        return replace(self, state=state, draft=None, dealers=tuple(opened), keys=keys)
+            names = dict(zip(holders, draft.names, strict=True))
+            listed = ", ".join(names[dealer] for dealer in false)
+            raise FalseShares(f"the shares from {listed} do not open", dealers=tuple(false))
+        dealers = Seats.of(opened, self.terms.clients)
+        keys = self.keys.received(holders, dealers, list(opened.values()))
+        return replace(self, state=state, draft=None, dealers=dealers, keys=keys)
 
     # ---- a round
 
@@ -226,8 +220,8 @@ class Client:
             if seat in terms.present
         ]
         apply_masks(words, masks)
-        keys = {number: item for number, item in self.keys.items() if number >= terms.number}
-        return replace(self, state=state, keys=keys, standing=Standing(terms.number, terms.digest, terms.present))
+        standing = Standing(terms.number, terms.digest, Seats.of(terms.present, self.terms.clients))
+        return replace(self, state=state, keys=self.keys.begun(terms.number), standing=standing)
 
     def confirm(self, counted: frozenset[int]) -> tuple["Client", Confirmation]:
         """Say who is counted, once a round, and forget what that set can never ask for. Raises `ProtocolError` for a set that
@@ -236,35 +230,37 @@ class Client:
         state = advance(CLIENT, self.state, ClientEvent.CONFIRM)
         if self.index not in counted:
             raise ProtocolError("the server calls this client dropped, after taking its vector")
-        if not counted <= self.standing.present:
+        if not counted <= self.standing.present.which:
             raise ProtocolError("the server counts clients that did not take part")
         self._check_seats(counted, "are counted")
         said = confirmed(self.standing.digest, counted)
         near = self._near()
         tags = {seat: tag(key, said) for seat, key in near.to_them.items() if seat in counted}
-        standing = replace(self.standing, counted=counted)
-        keys = {**self.keys, standing.number: self.keys[standing.number].confirmed(self.dealers, standing)}
-        return replace(self, state=state, keys=keys, standing=standing), Confirmation(self.index, tags)
+        standing = replace(self.standing, counted=Seats.of(counted, self.terms.clients))
+        left = self.keys[standing.number].confirmed(self.dealers, standing)
+        after = replace(self, state=state, keys=replace(self.keys, now=left), standing=standing)
+        return after, Confirmation(self.index, tags)
 
     def reveal(self, witness: Witness) -> tuple["Client", Reveal]:
         """Give out the own seed, and the masks with who is gone, if most witnesses know the same set. Raises `ProtocolError`."""
         state = advance(CLIENT, self.state, ClientEvent.REVEAL)
         near, standing = self._near(), self.standing
-        said = confirmed(standing.digest, standing.counted)
+        counted = standing.counted.which
+        said = confirmed(standing.digest, counted)
         agreeing = bool(near.to_them) + sum(  # with its own word, if it is a witness
             is_tag(word, near.from_them[seat], said)
             for seat, word in witness.tags.items()
-            if seat in standing.counted and seat in near.from_them
+            if seat in counted and seat in near.from_them
         )
         if agreeing < self.terms.degrees.majority:
             raise ProtocolError(
                 f"{agreeing} witnesses confirm who is counted; this device wants {self.terms.degrees.majority}"
             )
         key = self.keys[standing.number]
-        gone = (seat for seat in self.dealers if seat in standing.gone)
+        gone = sorted(standing.gone.intersection(self.dealers))
         pairs = dict(zip(gone, pieces(key.pairs, KEY_BYTES), strict=True))
         left = RoundKeys(NOTHING, NOTHING, key.shares)
-        after = replace(self, state=state, keys={**self.keys, standing.number: left})
+        after = replace(self, state=state, keys=replace(self.keys, now=left))
         return after, Reveal(self.index, key.seed, pairs)
 
     def recover(self, request: RecoveryRequest) -> tuple["Client", Shares]:
@@ -273,21 +269,20 @@ class Client:
         standing, seeds, wanted = self.standing, set(request.seeds_of), set(request.keys_of)
         if len(seeds) + len(wanted) != len(request.seeds_of) + len(request.keys_of) or seeds & wanted:
             raise ProtocolError("the server asks for both share kinds of one client: that would unmask it")
-        if not seeds <= standing.counted or not wanted <= standing.gone:
+        if not seeds <= standing.counted.which or not wanted <= standing.gone:
             raise ProtocolError("the server asks for shares of another kind than the confirmed set allows")
-        if not seeds | wanted <= set(self.dealers):
+        if not seeds | wanted <= self.dealers.which:
             raise ProtocolError("the server asks for shares that this client does not hold")
-        present = (dealer for dealer in self.dealers if dealer in standing.present)
+        present = sorted(standing.present.which.intersection(self.dealers))
         held = dict(zip(present, pieces(self.keys[standing.number].shares, SHARE_BYTES), strict=True))
         seeds_of, keys_of = ({dealer: held[dealer] for dealer in kind} for kind in (request.seeds_of, request.keys_of))
         answer = Shares(self.index, seeds_of, keys_of)
-        keys = {number: item for number, item in self.keys.items() if number > standing.number}
-        return replace(self, state=state, keys=keys), answer
+        return replace(self, state=state, keys=replace(self.keys, now=None)), answer
 
     def abandon(self) -> "Client":
         """Forget everything secret."""
         state = advance(CLIENT, self.state, ClientEvent.ABANDON)
-        return replace(self, state=state, draft=None, neighbours=None, keys={})
+        return replace(self, state=state, draft=None, neighbours=None, keys=Keys())
 
     # ---- between messages
 
@@ -297,11 +292,11 @@ class Client:
             **self.terms.to_fields(),
             "index": self.index,
             "state": self.state.value,
-            "dealers": to_bitmap(self.dealers, self.terms.clients),
-            **keys_to_fields(self.keys),
-            **self.standing.to_fields(self.terms.clients),
+            "dealers": self.dealers.bitmap,
+            **self.keys.to_fields(),
+            **self.standing.to_fields(),
             **(self.draft.to_fields() if self.draft else {}),
-            **(self.neighbours.to_fields(self.terms.clients) if self.neighbours else {}),
+            **(self.neighbours.to_fields() if self.neighbours else {}),
         }
 
     @classmethod
@@ -312,11 +307,12 @@ class Client:
             state = ClientState(read.text("state"))
         except ValueError as error:
             raise Malformed("the stored state of a group is unknown") from error
-        near = Neighbours.from_fields(fields, terms.clients)
-        dealers = tuple(seats_in(read.blob("dealers"), terms.clients))
-        draft, keys = Draft.from_fields(fields), keys_from_fields(fields)
+        draft, near = Draft.from_fields(fields), Neighbours.from_fields(fields, terms.clients)
+        dealers = Seats.read(read.blob("dealers"), terms.clients)
         standing = Standing.from_fields(fields, terms.clients)
-        check_kept(terms.rounds, state, draft=draft, near=near, dealers=dealers, keys=keys, standing=standing)
+        check_kept(terms.rounds, state, draft=draft, near=near, dealers=dealers, standing=standing)
+        sizes = kept_sizes(terms.rounds, state, near, dealers, standing)
+        keys = Keys.from_fields(fields, standing.number, *sizes)
         return cls(terms, read.integer("index"), policy, state, draft, near, dealers, keys, standing)
 
     # ---- checks
@@ -353,8 +349,9 @@ class Client:
             raise ProtocolError("no coins were asked for: this client will not take a graph that nobody tossed for")
         members = draft.members
         self._check_size(near.coins, "told their coins")
-        for seat, coin in near.coins.items():
-            if coin_digest(self.terms, seat, coin) != members.coin_digests.get(seat):
+        promised = coin_digests(self.terms, near.coins)
+        for seat, digest in zip(near.coins, promised, strict=True):
+            if digest != members.coin_digests.get(seat):
                 raise ProtocolError(f"client {seat} told another coin than it promised")
         if near.coins.get(self.index) != draft.coin:
             raise ProtocolError("this client's own coin is missing, or changed")
@@ -392,9 +389,9 @@ class Client:
         self._check_size(seats, what)
         if self.index not in seats:
             raise ProtocolError("this client is asked for a round that it has no part in")
-        if not seats <= self._near().members:
+        if not seats <= self._near().members.which:
             raise ProtocolError(f"clients that are not in this group shall {what}")
-        near = seats.intersection(self._near().names)
+        near = seats & self._near().holders.which
         self._check_crowd(near, what)
-        if silent := near.difference(self.dealers):
+        if silent := near - self.dealers.which:
             raise ProtocolError(f"client {min(silent)} dealt this client no shares, and yet shall {what}")

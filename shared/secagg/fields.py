@@ -41,7 +41,8 @@ class Reader:
 
     def _list(self, name: str, *kinds: type) -> list[Any]:
         values: list[Any] = self._get(name, list)
-        if len(values) > MAX_ROWS or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in values):
+        found = set(map(type, values))
+        if len(values) > MAX_ROWS or not all(issubclass(kind, kinds) and kind is not bool for kind in found):
             raise Malformed(f"{self._what} lack a valid {name!r}")
         return values
 
@@ -61,7 +62,9 @@ class Reader:
         return found
 
     def text(self, name: str) -> str:
-        return self._text(name, self._get(name, str))
+        value: str = self._get(name, str)
+        self._check_text(name, value)
+        return value
 
     def identifier(self, name: str) -> str:
         """Text that is short enough to be a name of something that is kept."""
@@ -70,15 +73,16 @@ class Reader:
             raise Malformed(f"{self._what} lack a valid {name!r}")
         return value
 
-    def _text(self, name: str, value: str) -> str:
+    def _check_text(self, name: str, value: str) -> None:
         try:
             value.encode()
         except UnicodeEncodeError as error:  # a lone surrogate
             raise Malformed(f"{self._what} lack a valid {name!r}") from error
-        return value
 
     def blob(self, name: str) -> bytes:
-        return bytes(self._get(name, bytes))
+        """As they are: hidden ones stay hidden."""
+        value: bytes = self._get(name, bytes)
+        return value
 
     def integers(self, name: str) -> list[int]:
         return self._list(name, int)
@@ -87,7 +91,9 @@ class Reader:
         return [self._float(name, item) for item in self._list(name, int, float)]
 
     def texts(self, name: str) -> list[str]:
-        return [self._text(name, item) for item in self._list(name, str)]
+        values: list[str] = self._list(name, str)
+        self._check_text(name, "".join(values))
+        return values
 
     def blobs(self, name: str) -> list[bytes]:
         return [bytes(item) for item in self._list(name, bytes)]
@@ -100,7 +106,9 @@ class Reader:
 
     def table(self, keys: Sequence[K], values: Sequence[V]) -> dict[K, V]:
         """Two columns of one length, whose keys must be different: what is said twice could be read in two ways."""
-        found = dict(self.columns(keys, values))
+        if len(keys) != len(values):
+            raise Malformed(f"{self._what} have columns of different lengths")
+        found = dict(zip(keys, values, strict=True))
         if len(found) != len(keys):
             raise Malformed(f"{self._what} name one twice")
         return found

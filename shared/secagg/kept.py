@@ -1,8 +1,14 @@
-"""What a client keeps between messages, and its flat form. All of it is secret or worth keeping to oneself."""
+"""What a client keeps between messages, and its flat form. All of it is secret or worth keeping to oneself.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+Most messages need little of it, so it stays as it is stored, in bitmaps and in bytes end to end, until it is asked for; and what a
+step leaves alone is given back as the very object that was read, so that it need not be stored again.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import numpy as np
 
 from shared.errors import Malformed
 from shared.secagg.fields import Fields, HiddenBytes, Reader
@@ -10,21 +16,67 @@ from shared.secagg.keys import KEY_BYTES, KeyPair, Secret
 from shared.secagg.messages import Advert, Members, secrets
 from shared.secagg.shamir import SHARE_BYTES
 from shared.secagg.states import ClientState
-from shared.secagg.terms import from_bitmap, seats_in, to_bitmap
+from shared.secagg.terms import check_bitmap, seats_in, to_bitmap
 
-NOTHING = Secret(b"")
+NOTHING = Secret(HiddenBytes())
 SEED, KEY = 0, 1  # the two shares of a dealer and round, in this order
+Sizes = tuple[int, int, int]  # of a round's seed, pairs and shares, in bytes
+_MAKING = (ClientState.ADVERTISED, ClientState.TOSSED, ClientState.SHARED)
+_HOLDING = (ClientState.MASKED, ClientState.CONFIRMED, ClientState.REVEALED)  # keys of the round that they stand in
+_MADE = (ClientState.SHARED, ClientState.READY, *_HOLDING)
+
+
+@dataclass(frozen=True)
+class Seats(Collection[int]):
+    """Some of a group's seats, as a bitmap of 1 to `clients`; in ascending order. An empty one may be of no group yet."""
+
+    bitmap: bytes = b""
+    clients: int = 0
+
+    def __post_init__(self) -> None:
+        check_bitmap(self.bitmap, self.clients)
+
+    @classmethod
+    def of(cls, seats: Iterable[int], clients: int) -> "Seats":
+        return cls(to_bitmap(seats, clients), clients)
+
+    @classmethod
+    def read(cls, bitmap: bytes, clients: int) -> "Seats":
+        """Raises `Malformed`."""
+        return cls(bitmap, clients if bitmap else 0)
+
+    @cached_property
+    def which(self) -> frozenset[int]:
+        return frozenset(self)
+
+    @property
+    def bits(self) -> int:
+        return int.from_bytes(self.bitmap, "big")
+
+    def among(self, others: "Seats") -> bool:
+        """Whether they are all."""
+        return not self.bits & ~others.bits
+
+    def __contains__(self, seat: object) -> bool:
+        return seat in self.which
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(seats_in(self.bitmap, self.clients))
+
+    def __len__(self) -> int:
+        return self.bits.bit_count()
 
 
 @dataclass(frozen=True)
 class Draft:
-    """While a group is being made: `letters` are the keys to open letters with, by sender."""
+    """While a group is being made: `names` are the neighbours', and `letters` the keys to open theirs with, end to end."""
 
     pair: KeyPair
     coin: bytes = field(repr=False)
     advert: Advert
     members: Members | None = None
-    letters: Mapping[int, Secret] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    letters: Secret = NOTHING
 
     def to_fields(self) -> Fields:
         members = self.members.to_fields() if self.members else {}
@@ -32,9 +84,9 @@ class Draft:
             **self.advert.to_fields(),
             **members,
             "private": _hidden(self.pair.private),
-            "coin": HiddenBytes(self.coin),
-            "letter_seats": list(self.letters),
-            "letters": _hidden(joined(self.letters.values())),
+            "coin": _hidden(Secret(self.coin)),
+            "names": list(self.names),
+            "letters": _hidden(self.letters),
         }
 
     @classmethod
@@ -46,15 +98,15 @@ class Draft:
         advert = Advert.from_fields(fields)
         members = Members.from_fields(fields) if "leaves" in fields else None
         pair = KeyPair(Secret(read.blob("private")), advert.public)
-        letters = read.table(read.integers("letter_seats"), pieces(Secret(read.blob("letters")), KEY_BYTES))
-        return cls(pair, read.blob("coin"), advert, members, letters)
+        names = tuple(read.texts("names"))
+        return cls(pair, read.blob("coin"), advert, members, names, Secret(read.blob("letters")))
 
 
 @dataclass(frozen=True)
 class Keyring(Mapping[int, Secret]):
-    """Keys by seat. Most messages need none of them, so they stay end to end until one is asked for."""
+    """Keys by seat."""
 
-    seats: tuple[int, ...]
+    seats: Seats
     end_to_end: Secret = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -62,19 +114,22 @@ class Keyring(Mapping[int, Secret]):
             raise Malformed("the stored keys are not one a seat")
 
     @classmethod
-    def of(cls, keys: Mapping[int, Secret]) -> "Keyring":
-        return cls(tuple(keys), joined(keys.values()))
+    def of(cls, keys: Mapping[int, Secret], clients: int) -> "Keyring":
+        """Of keys in ascending order of seat."""
+        return cls(Seats.of(keys, clients), joined(keys.values()))
 
     @cached_property
-    def _places(self) -> Mapping[int, int]:
-        return {seat: place * KEY_BYTES for place, seat in enumerate(self.seats)}
+    def _keys(self) -> Mapping[int, Secret]:
+        return dict(zip(self.seats, pieces(self.end_to_end, KEY_BYTES), strict=True))
 
     def __getitem__(self, seat: int) -> Secret:
-        place = self._places[seat]
-        return Secret(self.end_to_end.reveal()[place : place + KEY_BYTES])
+        return self._keys[seat]
+
+    def __contains__(self, seat: object) -> bool:
+        return seat in self._keys
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.seats)
+        return iter(self._keys)
 
     def __len__(self) -> int:
         return len(self.seats)
@@ -82,27 +137,26 @@ class Keyring(Mapping[int, Secret]):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of one client in a group: those present who share a mask with it and hold its shares, by name, in ascending order.
+    """Of one client in a group: `holders` are those present who share a mask with it and hold its shares.
 
-    `members` are all who were present, this client among them. `to_them` and `from_them` are the keys of confirmations, in
-    ascending order too: to all if it is a witness, from those who are.
+    `members` are all who were present, this client among them. `to_them` and `from_them` are the keys of confirmations: to all if
+    it is a witness, from those who are.
     """
 
     binding: bytes
-    members: frozenset[int]
-    names: Mapping[int, str]
+    members: Seats
+    holders: Seats
     to_them: Keyring
     from_them: Keyring
 
-    def to_fields(self, clients: int) -> Fields:
+    def to_fields(self) -> Fields:
         return {
             "binding": self.binding,
-            "members": to_bitmap(self.members, clients),
-            "holders": to_bitmap(self.names, clients),
-            "names": list(self.names.values()),
-            "told": to_bitmap(self.to_them, clients),
+            "members": self.members.bitmap,
+            "holders": self.holders.bitmap,
+            "told": self.to_them.seats.bitmap,
             "to_them": _hidden(self.to_them.end_to_end),
-            "witnesses": to_bitmap(self.from_them, clients),
+            "witnesses": self.from_them.seats.bitmap,
             "from_them": _hidden(self.from_them.end_to_end),
         }
 
@@ -113,12 +167,39 @@ class Neighbours:
             return None
         read = Reader(fields, "the stored neighbours of a group")
         members, holders, told, witnesses = (
-            seats_in(read.blob(name), clients) for name in ("members", "holders", "told", "witnesses")
+            Seats.read(read.blob(name), clients) for name in ("members", "holders", "told", "witnesses")
         )
-        names = read.table(holders, read.texts("names"))
         to_them, from_them = Secret(read.blob("to_them")), Secret(read.blob("from_them"))
-        to_all, from_some = Keyring(tuple(told), to_them), Keyring(tuple(witnesses), from_them)
-        return cls(read.blob("binding"), frozenset(members), names, to_all, from_some)
+        return cls(read.blob("binding"), members, holders, Keyring(told, to_them), Keyring(witnesses, from_them))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a client stands in a round: the last that it masked for."""
+
+    number: int = 0
+    digest: bytes = b""
+    present: Seats = Seats()
+    counted: Seats = Seats()
+
+    @property
+    def gone(self) -> frozenset[int]:
+        return self.present.which - self.counted.which
+
+    def to_fields(self) -> Fields:
+        return {
+            "number": self.number,
+            "round_digest": self.digest,
+            "present": self.present.bitmap,
+            "counted": self.counted.bitmap,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields, clients: int) -> "Standing":
+        """Raises `Malformed`."""
+        read = Reader(fields, "the stored standing in a round")
+        present, counted = (Seats.read(read.blob(name), clients) for name in ("present", "counted"))
+        return cls(read.integer("number"), read.blob("round_digest"), present, counted)
 
 
 @dataclass(frozen=True)
@@ -131,77 +212,94 @@ class RoundKeys:
     pairs: Secret
     shares: Secret = NOTHING
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(len(item.reveal()) for item in (self.seed, self.pairs, self.shares))
+    @classmethod
+    def cut(cls, row: bytes, sizes: Sizes) -> "RoundKeys":
+        seed, pairs, _ = sizes
+        return cls(Secret(row[:seed]), Secret(row[seed : seed + pairs]), Secret(row[seed + pairs :]))
 
-    def received(self, holders: Iterable[int], shares: Mapping[int, Secret]) -> "RoundKeys":
-        """With the shares of those who dealt some, and masks with none but them: nobody else can take part."""
-        pairs = zip(holders, pieces(self.pairs, KEY_BYTES), strict=True)
-        return RoundKeys(self.seed, joined(secret for seat, secret in pairs if seat in shares), joined(shares.values()))
-
-    def confirmed(self, dealers: Sequence[int], standing: "Standing") -> "RoundKeys":
+    def confirmed(self, dealers: Iterable[int], standing: Standing) -> "RoundKeys":
         """With what the one set of counted clients may ever ask for: masks with those who are gone, and one kind of share of
         each, the seed's of the counted. Whoever takes the device from now on finds no other.
         """
-        pairs = zip(dealers, pieces(self.pairs, KEY_BYTES), strict=True)
-        both = dict(zip(dealers, pieces(self.shares, 2 * SHARE_BYTES), strict=True))
-        kinds = {seat: SEED if seat in standing.counted else KEY for seat in dealers if seat in standing.present}
-        return RoundKeys(
-            self.seed,
-            joined(secret for seat, secret in pairs if kinds.get(seat) == KEY),
-            joined(pieces(both[seat], SHARE_BYTES)[kind] for seat, kind in kinds.items()),
-        )
+        pairs, shares = pieces(self.pairs, KEY_BYTES), pieces(self.shares, SHARE_BYTES)
+        gone, left = [], []
+        for place, seat in enumerate(dealers):
+            if seat in standing.counted:
+                left.append(shares[2 * place + SEED])
+            elif seat in standing.present:
+                left.append(shares[2 * place + KEY])
+                gone.append(pairs[place])
+        return RoundKeys(self.seed, joined(gone), joined(left))
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a client stands in a round: the last that it masked for."""
+class Keys(Mapping[int, RoundKeys]):
+    """By round: `now` of the round `number`, in which the client stands, if it may still be asked for some; `later` of all that
+    come after, end to end, each of the same `sizes`.
+    """
 
     number: int = 0
-    digest: bytes = b""
-    present: frozenset[int] = frozenset()
-    counted: frozenset[int] = frozenset()
-
-    @property
-    def gone(self) -> frozenset[int]:
-        return self.present - self.counted
-
-    def to_fields(self, clients: int) -> Fields:
-        return {
-            "number": self.number,
-            "round_digest": self.digest,
-            "present": to_bitmap(self.present, clients),
-            "counted": to_bitmap(self.counted, clients),
-        }
+    now: RoundKeys | None = None
+    later: Secret = NOTHING
+    sizes: Sizes = (0, 0, 0)
 
     @classmethod
-    def from_fields(cls, fields: Fields, clients: int) -> "Standing":
-        """Raises `Malformed`."""
-        read = Reader(fields, "the stored standing in a round")
-        sets = (from_bitmap(read.blob(name), clients) for name in ("present", "counted"))
-        return cls(read.integer("number"), read.blob("round_digest"), *sets)
+    def of(cls, seeds: Sequence[Secret], pairs: Sequence[Secret]) -> "Keys":
+        """Of a group whose shares are dealt, from round 1 on."""
+        sizes = (KEY_BYTES, len(pairs[0].reveal()), 0)
+        return cls(later=joined(part for row in zip(seeds, pairs, strict=True) for part in row), sizes=sizes)
 
+    def __getitem__(self, number: int) -> RoundKeys:
+        if number == self.number and self.now is not None:
+            return self.now
+        if number not in range(self.number + 1, self.number + 1 + self._left):
+            raise KeyError(number)
+        return RoundKeys.cut(self._rows(number, number + 1), self.sizes)
 
-def keys_to_fields(keys: Mapping[int, RoundKeys]) -> Fields:
-    return {
-        "key_numbers": list(keys),
-        "seeds": [_hidden(item.seed) for item in keys.values()],
-        "pairs": [_hidden(item.pairs) for item in keys.values()],
-        "shares": [_hidden(item.shares) for item in keys.values()],
-    }
+    def __iter__(self) -> Iterator[int]:
+        first = self.number + (self.now is None)
+        return iter(range(first, self.number + 1 + self._left))
 
+    def __len__(self) -> int:
+        return (self.now is not None) + self._left
 
-def _hidden(secret: Secret) -> bytes:
-    return HiddenBytes(secret.reveal())
+    @property
+    def _left(self) -> int:
+        return len(self.later.reveal()) // sum(self.sizes) if any(self.sizes) else 0
 
+    def _rows(self, start: int, stop: int | None = None) -> bytes:
+        """Of later rounds, by number."""
+        step, first = sum(self.sizes), self.number + 1
+        return self.later.reveal()[(start - first) * step : None if stop is None else (stop - first) * step]
 
-def keys_from_fields(fields: Fields) -> dict[int, RoundKeys]:
-    """The inverse of `keys_to_fields`. Raises `Malformed`."""
-    read = Reader(fields, "the stored keys of a group")
-    found = (read.blobs(name) for name in ("seeds", "pairs", "shares"))
-    keys = [RoundKeys(*map(Secret, row)) for row in read.columns(*found)]
-    return read.table(read.integers("key_numbers"), keys)
+    def received(self, holders: Seats, dealers: Seats, letters: Sequence[Secret]) -> "Keys":
+        """With the shares of those who dealt some, whose opened letters are in their order, and masks with none but them: nobody
+        else can take part.
+        """
+        rounds, wanted = self._left, [seat in dealers for seat in holders]
+        rows = np.frombuffer(self.later.reveal(), np.uint8).reshape(rounds, -1)
+        pairs = rows[:, KEY_BYTES:].reshape(rounds, -1, KEY_BYTES)[:, wanted].reshape(rounds, -1)
+        shares = np.frombuffer(joined(letters).reveal(), np.uint8).reshape(len(letters), rounds, -1)
+        columns = [rows[:, :KEY_BYTES], pairs, shares.transpose(1, 0, 2).reshape(rounds, -1)]
+        sizes = (KEY_BYTES, pairs.shape[1], columns[2].shape[1])
+        return replace(self, later=Secret(np.concatenate(columns, axis=1).tobytes()), sizes=sizes)
+
+    def begun(self, number: int) -> "Keys":
+        """The client stands in round `number` from now on, and forgets what came before. Raises `KeyError`."""
+        return Keys(number, self[number], Secret(self._rows(number + 1)), self.sizes)
+
+    def to_fields(self) -> Fields:
+        now = self.now and joined((self.now.seed, self.now.pairs, self.now.shares))
+        return {"now": _hidden(now or NOTHING), "later": _hidden(self.later)}
+
+    @classmethod
+    def from_fields(cls, fields: Fields, number: int, now: Sizes | None, later: tuple[int, Sizes]) -> "Keys":
+        """Of these sizes; `later` has so many rounds. Raises `Malformed`."""
+        read, (left, sizes) = Reader(fields, "the stored keys of a group"), later
+        row, rest = read.blob("now"), read.blob("later")
+        if (len(row), len(rest)) != (sum(now or ()), left * sum(sizes)):
+            raise Malformed("the stored keys of a group are not as many as it has rounds and neighbours")
+        return cls(number, now and RoundKeys.cut(row, now), Secret(rest), sizes)
 
 
 def check_kept(
@@ -210,43 +308,50 @@ def check_kept(
     *,
     draft: Draft | None,
     near: Neighbours | None,
-    dealers: Sequence[int],
-    keys: Mapping[int, RoundKeys],
+    dealers: Seats,
     standing: Standing,
 ) -> None:
-    """Raises `Malformed` unless this is what a client of a group of so many rounds holds in this state: what is stored may be
-    damaged.
+    """Raises `Malformed` unless this is what a client of a group of so many rounds holds in this state, beside its keys: what is
+    stored may be damaged.
     """
-    making = state in (ClientState.ADVERTISED, ClientState.TOSSED, ClientState.SHARED)
-    made = state not in (ClientState.NEW, ClientState.ADVERTISED, ClientState.TOSSED, ClientState.DONE)
-    whole = (draft is not None) == making and (near is not None) == made and (made or not keys)
+    making, made = state in _MAKING, state in _MADE
+    whole = (draft is not None) == making and (near is not None) == made
+    whole &= (state in _HOLDING) <= standing.number <= (0 if making else rounds)
+    holders = near.holders if near else Seats()
     if draft is not None:
         secret = 0 if made else KEY_BYTES
         whole &= len(draft.coin) == len(draft.pair.private.reveal()) == secret
-        whole &= set(draft.letters) == set(near.names if near else ())
+        whole &= len(draft.names) * KEY_BYTES == len(draft.letters.reveal()) == len(holders) * KEY_BYTES
     if near is not None:
-        whole &= len(set(dealers)) == len(dealers) and set(dealers) <= set(near.names)
-        whole &= standing.counted <= standing.present
-        holding = state in (ClientState.MASKED, ClientState.CONFIRMED, ClientState.REVEALED)
-        whole &= standing.number in keys or not holding
-        whole &= all(1 <= number <= rounds for number in keys)
-        for number, item in keys.items():
-            here = state if making or number == standing.number else ClientState.READY
-            whole &= item.sizes == _sizes(here, near, dealers, standing)
+        whole &= dealers.among(holders) and standing.counted.among(standing.present)
     if not whole:
         raise Malformed("the stored state of a group does not fit together")
 
 
-def _sizes(state: ClientState, near: Neighbours, dealers: Sequence[int], standing: Standing) -> tuple[int, int, int]:
-    """Of a round's seed, pairs and shares, in bytes."""
+def kept_sizes(
+    rounds: int, state: ClientState, near: Neighbours | None, dealers: Seats, standing: Standing
+) -> tuple[Sizes | None, tuple[int, Sizes]]:
+    """Of the keys that a client of a group of so many rounds holds in this state: of the round that it stands in, if it holds any
+    of that one, and of how many later ones, each.
+    """
+    if near is None:
+        return None, (0, (0, 0, 0))
     if state is ClientState.SHARED:
-        return KEY_BYTES, KEY_BYTES * len(near.names), 0
-    shares = SHARE_BYTES * len(standing.present.intersection(dealers))
+        return None, (rounds, (KEY_BYTES, KEY_BYTES * len(near.holders), 0))
+    whole = KEY_BYTES, KEY_BYTES * len(dealers), 2 * SHARE_BYTES * len(dealers)
+    later = max(0, rounds - standing.number), whole
+    present = standing.present.bits & dealers.bits
+    shares = SHARE_BYTES * present.bit_count()
     if state is ClientState.CONFIRMED:
-        return KEY_BYTES, KEY_BYTES * len(standing.gone.intersection(dealers)), shares
+        return (KEY_BYTES, KEY_BYTES * (present & ~standing.counted.bits).bit_count(), shares), later
     if state is ClientState.REVEALED:
-        return 0, 0, shares
-    return KEY_BYTES, KEY_BYTES * len(dealers), 2 * SHARE_BYTES * len(dealers)
+        return (0, 0, shares), later
+    return whole if state is ClientState.MASKED else None, later
+
+
+def _hidden(secret: Secret) -> bytes:
+    value = secret.reveal()
+    return value if isinstance(value, HiddenBytes) else HiddenBytes(value)
 
 
 def pieces(secret: Secret, size: int) -> list[Secret]:
@@ -254,4 +359,4 @@ def pieces(secret: Secret, size: int) -> list[Secret]:
 
 
 def joined(parts: Iterable[Secret]) -> Secret:
-    return Secret(b"".join(part.reveal() for part in parts))
+    return Secret(b"".join([part.reveal() for part in parts]))

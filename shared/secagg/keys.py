@@ -10,11 +10,14 @@ import hmac
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NoReturn, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from shared.errors import ProtocolError, SignatureInvalid
@@ -23,6 +26,8 @@ KEY_BYTES = 32
 TAG_BYTES = 16
 PROTOCOL = "shoal.secagg.v4"
 _NONCE = bytes(12)
+_SHA256 = SHA256()
+_REMEMBERED = 4096
 
 
 class Secret:
@@ -31,7 +36,7 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: bytes) -> None:
-        self._value = bytes(value)
+        self._value = value if isinstance(value, bytes) else bytes(value)
 
     def reveal(self) -> bytes:
         return self._value
@@ -51,14 +56,22 @@ class Secret:
 
 def bind(*fields: str | int | bytes) -> bytes:
     """Fields as one byte string that parses only one way: a type letter, the length, the bytes."""
-    return b"".join([_bound(item) for item in fields])
+    return b"".join([b"b%d:%b" % (len(item), item) if isinstance(item, bytes) else _bound(item) for item in fields])
 
 
-def _bound(item: str | int | bytes) -> bytes:
-    if isinstance(item, bytes):
-        return b"b%d:%b" % (len(item), item)
+@lru_cache(maxsize=_REMEMBERED, typed=True)
+def _bound(item: str | int) -> bytes:
+    """Purposes, seats and names come again and again, and none is secret. No bytes, which might be."""
     raw = str(item).encode()
-    return b"%b%d:%b" % (b"s" if isinstance(item, str) else b"i", len(raw), raw)
+    return (b"s%d:%b" if isinstance(item, str) else b"i%d:%b") % (len(raw), raw)
+
+
+_PROTOCOL = bind(PROTOCOL)
+
+
+def bind_each(items: Iterable[bytes]) -> list[bytes]:
+    """`bind(item)` of each of them."""
+    return [b"b%d:%b" % (len(item), item) for item in items]
 
 
 def extract(secret: Secret, salt: bytes) -> Secret:
@@ -71,18 +84,40 @@ def expand(key: Secret, info: bytes) -> Secret:
     return Secret(hmac.digest(key.reveal(), info + b"\x01", "sha256"))
 
 
-def digest(*fields: str | int | bytes) -> bytes:
-    """SHA-256 over bound fields. Hides what it commits to when one field is a uniform 256-bit value."""
-    return hashlib.sha256(bind(PROTOCOL, *fields)).digest()
+class Root(Secret):
+    """A key that a dozen others are expanded from: to set HMAC up for it costs more than to use it, so that is done once."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._begun = HMAC(self._value, _SHA256)
+
+    def expand(self, info: bytes) -> Secret:
+        """As the function of this name."""
+        return Secret(self._blocks([info])[0])
+
+    def _blocks(self, infos: Iterable[bytes]) -> list[bytes]:
+        found = []
+        for info in infos:
+            block = self._begun.copy()
+            block.update(info + b"\x01")
+            found.append(block.finalize())
+        return found
 
 
-def digests(fields: Iterable[str | int | bytes], last: Iterable[bytes]) -> list[bytes]:
-    """`digest(*fields, item)` of each item of `last`."""
-    begun, found = hashlib.sha256(bind(PROTOCOL, *fields)), []
-    for item in last:
-        ending = begun.copy()
-        ending.update(bind(item))
-        found.append(ending.digest())
+def digest(*fields: str | int | bytes, ending: bytes = b"") -> bytes:
+    """SHA-256 over bound fields, of which `ending` are the last. Hides what it commits to when one is a uniform 256-bit value."""
+    return hashlib.sha256(_PROTOCOL + bind(*fields) + ending).digest()
+
+
+def digests(*fields: str | int | bytes, endings: Iterable[bytes]) -> list[bytes]:
+    """`digest(*fields, ending=ending)` for each of `endings`."""
+    begun, found = hashlib.sha256(_PROTOCOL + bind(*fields)), []
+    for ending in endings:
+        ended = begun.copy()
+        ended.update(ending)
+        found.append(ended.digest())
     return found
 
 
@@ -113,16 +148,28 @@ class KeyPair:
             raise ProtocolError("a peer's public key cannot be used for key agreement") from error
 
 
-def pair_root(agreed: Secret, binding: bytes, one: str, other: str) -> Secret:
+def pair_root(agreed: Secret, binding: bytes, one: str, other: str) -> Root:
     """The root of all that two devices share in a group; the same from either side."""
-    low, high = sorted((one, other))
-    return extract(agreed, bind(PROTOCOL, "pair", binding, low, high))
+    return pair_roots([agreed], binding, one, [other])[0]
 
 
-def mask_secrets(roots: Iterable[Secret], number: int) -> list[Secret]:
-    """Of pairs in the group's round `number`. Whoever knows one can take that pair's mask out of that round, and of no other."""
-    info = bind("pairwise mask", number)
-    return [expand(root, info) for root in roots]
+def pair_roots(agreed: Iterable[Secret], binding: bytes, own: str, others: Iterable[str]) -> list[Root]:
+    """Of one device with each of `others`, whose agreements with it are in their order."""
+    begun, mine, found = _PROTOCOL + bind("pair", binding), bind(own), []
+    for secret, other in zip(agreed, others, strict=True):
+        theirs = bind(other)
+        names = mine + theirs if own < other else theirs + mine
+        found.append(Root(extract(secret, begun + names).reveal()))
+    return found
+
+
+def mask_secrets(roots: Iterable[Root], numbers: Iterable[int]) -> list[Secret]:
+    """Of the group's rounds of these numbers: each round's for all of the pairs, end to end. Whoever knows one can take that pair's
+    mask out of that round, and of no other.
+    """
+    infos = [bind("pairwise mask", number) for number in numbers]
+    by_pair = [root._blocks(infos) for root in roots]
+    return [Secret(b"".join(row)) for row in zip(*by_pair, strict=True)]
 
 
 def mask_keys(terms: bytes) -> tuple[Callable[[Secret], Secret], Callable[[Secret], Secret]]:
@@ -131,14 +178,14 @@ def mask_keys(terms: bytes) -> tuple[Callable[[Secret], Secret], Callable[[Secre
     return lambda seed: expand(seed, own), lambda secret: expand(secret, pairwise)
 
 
-def letter_key(root: Secret, sender: str) -> Secret:
+def letter_key(root: Root, sender: str) -> Secret:
     """For the one letter from `sender` to the other of a pair."""
-    return expand(root, bind("letter", sender))
+    return root.expand(bind("letter", sender))
 
 
-def witness_key(root: Secret, sender: str) -> Secret:
+def witness_key(root: Root, sender: str) -> Secret:
     """For `sender`'s word to the other of a pair about who was counted."""
-    return expand(root, bind("witness", sender))
+    return root.expand(bind("witness", sender))
 
 
 def tag(key: Secret, data: bytes) -> bytes:

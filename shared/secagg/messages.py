@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from shared.errors import Malformed, ProtocolError
 from shared.secagg.fields import Fields, Reader
-from shared.secagg.keys import KEY_BYTES, PROTOCOL, TAG_BYTES, Secret, Verifier, bind, digest, digests
+from shared.secagg.keys import KEY_BYTES, PROTOCOL, TAG_BYTES, Secret, Verifier, bind, bind_each, digest, digests
 from shared.secagg.shamir import SHARE_BYTES
 from shared.secagg.terms import GroupTerms, row_of
 
@@ -45,7 +45,7 @@ class Advert:
     signature: bytes
 
     def statement(self, terms: GroupTerms) -> bytes:
-        return bind(PROTOCOL, "advert", terms.digest, self.index, self.device, self.public, self.coin_digest)
+        return bind(PROTOCOL, "advert", terms.digest) + self._said
 
     def check(self, terms: GroupTerms, verifier: Verifier) -> None:
         """Raises `SignatureInvalid` unless the named device signed this key for this group; `ProtocolError`. Keys of small
@@ -60,7 +60,11 @@ class Advert:
     @cached_property
     def leaf(self) -> bytes:
         """By which others know this advert without having it."""
-        return digest("leaf", self.index, self.device, self.public, self.coin_digest)
+        return digest("leaf", ending=self._said)
+
+    @cached_property
+    def _said(self) -> bytes:
+        return bind(self.index, self.device, self.public, self.coin_digest)
 
     def to_fields(self) -> Fields:
         return Roster((self,)).to_fields()
@@ -349,7 +353,12 @@ def device_tag(device: str) -> bytes:
 
 
 def coin_digest(terms: GroupTerms, index: int, coin: bytes) -> bytes:
-    return digest("coin", terms.digest, index, coin)
+    return coin_digests(terms, {index: coin})[0]
+
+
+def coin_digests(terms: GroupTerms, coins: Mapping[int, bytes]) -> list[bytes]:
+    """Of several coins, by seat; in their order."""
+    return digests("coin", terms.digest, endings=[bind(seat, coin) for seat, coin in coins.items()])
 
 
 def graph_seed(terms: GroupTerms, members: Members, coins: Mapping[int, bytes]) -> bytes:
@@ -369,13 +378,17 @@ def secret_digest(kind: str, binding: bytes, dealer: int, number: int, secret: S
 
 def pair_digest(binding: bytes, number: int, secret: Secret) -> bytes:
     """Of a pair's mask secret; the same from either side."""
-    return pair_digests(binding, number, [secret])
+    return _pair_digests(binding, number, [secret.reveal()])
 
 
-def pair_digests(binding: bytes, number: int, of: Iterable[Secret]) -> bytes:
-    """Of several pairs, end to end."""
-    found = digests(("pair", binding, number), (secret.reveal() for secret in of))
-    return b"".join(item[:TAG_BYTES] for item in found)
+def pair_digests(binding: bytes, number: int, of: Secret) -> bytes:
+    """Of the mask secrets of several pairs, end to end; the digests too."""
+    return _pair_digests(binding, number, rows(of.reveal(), KEY_BYTES))
+
+
+def _pair_digests(binding: bytes, number: int, of: Iterable[bytes]) -> bytes:
+    found = digests("pair", binding, number, endings=bind_each(of))
+    return b"".join([item[:TAG_BYTES] for item in found])
 
 
 def confirmed(round_digest: bytes, counted: Iterable[int]) -> bytes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 from statistics import median
 
 import numpy as np
@@ -137,7 +138,7 @@ def row_of(seats: Iterable[int]) -> bytes:
 def to_bitmap(seats: Iterable[int], clients: int) -> bytes:
     """Seats 1 to `clients`, one bit each."""
     flags = np.zeros(clients, dtype=np.uint8)
-    flags[np.array(sorted(seats), dtype=np.int64) - 1] = 1
+    flags[np.fromiter(seats, dtype=np.int64) - 1] = 1
     return np.packbits(flags).tobytes()
 
 
@@ -148,11 +149,15 @@ def from_bitmap(bitmap: bytes, clients: int) -> frozenset[int]:
 
 def seats_in(bitmap: bytes, clients: int) -> list[int]:
     """As `from_bitmap`, in ascending order."""
-    bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8))
-    if len(bitmap) != (clients + 7) // 8 or bits[clients:].any():
+    check_bitmap(bitmap, clients)
+    flags = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), count=clients)
+    return list(compress(range(1, clients + 1), flags.tobytes()))
+
+
+def check_bitmap(bitmap: bytes, clients: int) -> None:
+    """Raises `Malformed` for one of another length, or with seats beyond the last."""
+    if len(bitmap) != (clients + 7) // 8 or (bitmap and bitmap[-1] & ((1 << -clients % 8) - 1)):
         raise Malformed("a set of seats is not as long as the group")
-    found: list[int] = (np.flatnonzero(bits) + 1).tolist()
-    return found
 
 
 @dataclass(frozen=True)

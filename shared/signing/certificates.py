@@ -8,6 +8,7 @@ import datetime
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,6 +23,7 @@ from shared.files import write_atomic
 from shared.ids import digest_of
 
 Role = Literal["device", "admin", "coordinator"]
+_ROLES = get_args(Role)
 AUTHORITY_DAYS = 3650
 BACKDATE_S = 300.0  # devices' clocks are a little behind
 _PREFIX = "shoal://"
@@ -33,9 +35,13 @@ class Subject:
 
     role: Role
     id: str
-    public_key_sha256: str
+    public_key: ec.EllipticCurvePublicKey = field(repr=False)
     issued_at: float
     expires_at: float
+
+    @property
+    def public_key_sha256(self) -> str:
+        return key_sha256(self.public_key)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class Authority:
 
 def verify_certificate(ca_der: bytes, certificate_der: bytes, now: float) -> Subject:
     """Who this certificate speaks for at `now`. Raises `SignatureInvalid`, which says what is wrong with it."""
-    subject, _ = issued_to(ca_der, certificate_der)
+    subject = issued_to(ca_der, certificate_der)
     check_time(subject, now)
     return subject
 
@@ -188,9 +194,9 @@ def check_time(subject: Subject, now: float) -> None:
         raise SignatureInvalid("the certificate has expired; enrol again")
 
 
-def issued_to(ca_der: bytes, certificate_der: bytes) -> tuple[Subject, ec.EllipticCurvePublicKey]:
-    """Whom the authority gave this certificate, at whatever time, and the key in it. Raises `SignatureInvalid`, `Malformed`."""
-    certificate, authority = _parse(certificate_der), _parse(ca_der)
+def issued_to(ca_der: bytes, certificate_der: bytes) -> Subject:
+    """Whom the authority gave this certificate, at whatever time. Raises `SignatureInvalid`, `Malformed`."""
+    certificate, authority = _parse(certificate_der), _authority(ca_der)
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature) as error:
@@ -200,7 +206,7 @@ def issued_to(ca_der: bytes, certificate_der: bytes) -> tuple[Subject, ec.Ellipt
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise SignatureInvalid("the certificate's key is not on the curve P-256")
-    return Subject(role, subject_id, key_sha256(key), issued, expires), key
+    return Subject(role, subject_id, key, issued, expires)
 
 
 def public_key_of(certificate_der: bytes) -> ec.EllipticCurvePublicKey:
@@ -226,9 +232,15 @@ def _subject(certificate: x509.Certificate) -> tuple[Role, str]:
     uris = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(_PREFIX)]
     role, _, subject_id = uris[0].removeprefix(_PREFIX).partition("/") if len(uris) == 1 else ("", "", "")
     wanted = ExtendedKeyUsageOID.SERVER_AUTH if role == "coordinator" else ExtendedKeyUsageOID.CLIENT_AUTH
-    if role not in get_args(Role) or not subject_id or wanted not in usages or constraints.ca:
+    if role not in _ROLES or not subject_id or wanted not in usages or constraints.ca:
         raise SignatureInvalid("the certificate is not for this use")
     return role, subject_id  # type: ignore[return-value]  # checked against Role above
+
+
+@lru_cache(maxsize=4)
+def _authority(ca_der: bytes) -> x509.Certificate:
+    """It is read once, and its key once: a process knows one fleet, and many certificates of it."""
+    return _parse(ca_der)
 
 
 def _parse(certificate_der: bytes) -> x509.Certificate:

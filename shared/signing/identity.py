@@ -27,6 +27,7 @@ from shared.signing.certificates import (
 
 KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "certificate.der"
+_SCHEME = ec.ECDSA(hashes.SHA256())
 _REMEMBERED = 2048  # certificates, of some KB each
 
 
@@ -50,7 +51,7 @@ class DeviceIdentity:
         return f"DeviceIdentity({self.device})"
 
     def sign(self, data: bytes) -> bytes:
-        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(data, _SCHEME)
 
     @property
     def key_pem(self) -> bytes:
@@ -93,11 +94,11 @@ class FleetVerifier:
     def verify(self, certificate: bytes, signature: bytes, data: bytes) -> str:
         """The device that signed `data`. Raises `SignatureInvalid`."""
         try:
-            subject, key = self._issued_to(certificate)
+            subject = self._issued_to(certificate)
             check_time(subject, self._now())
             if subject.role != "device":
                 raise SignatureInvalid(f"signed by a certificate of role {subject.role}, not by a device")
-            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+            subject.public_key.verify(signature, data, _SCHEME)
         except Malformed as error:
             raise SignatureInvalid("signed with something that is not a certificate") from error
         except InvalidSignature as error:

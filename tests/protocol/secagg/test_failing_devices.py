@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
+from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS
 from edge_agent.residuals import LEFT
 from edge_agent.secure_mod import ModPolicy
 from shared.errors import RoundAborted
@@ -209,7 +210,12 @@ LIES: dict[str, tuple[str, Callable[[RecordDict], None], str, str]] = {
     "shares for too few": ("shares", set_field("peers", [1]), "rejected", "different lengths"),
     "shares in another's name": ("shares", set_field("sender", 3), "rejected", "seat"),
     "commitments for fewer rounds": ("shares", set_field("seed_digests", [bytes(32)]), "rejected", "different lengths"),
-    "records of another size": ("shares", set_field("records", [b""] * 8), "rejected", "another size or number"),
+    "records of another size": (
+        "shares",
+        set_field("records", [b""] * DEFAULT_GROUP_ROUNDS),
+        "rejected",
+        "another size or number",
+    ),
     "a vector too short": (
         "masked",
         replace_vector(pack_bytes(bytes(12), PACKED_TYPE)),

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from coordinator.rounds.exchange import DEFAULT_GROUP_ROUNDS
 from shared.errors import FalseShares, ProtocolError, RoundAborted
 from shared.flower import reply_with
 from shared.secagg.graph import Rates
-from shared.secagg.keys import Secret, seal
+from shared.secagg.kept import pieces
+from shared.secagg.keys import KEY_BYTES, Secret, seal
 from shared.secagg.messages import RECORD, Complaint, Inbox
 from shared.secagg.shamir import SHARE_BYTES
 from shared.secagg.states import ClientState
@@ -101,9 +103,14 @@ def changing(grid: AppGrid, name: str, value: Any) -> Fault:
 
 
 PROOFS: dict[str, tuple[str, Any, str, str]] = {
-    "of another seed": ("seed_digests", [b"0" * 32] * 8, "unmasked", "shares of another seed"),
-    "of another key": ("key_digests", [b"0" * 32] * 8, "masked", "shares of another key"),
-    "and a record that does not open": ("records", [bytes(7 * 32 + 16)] * 8, "masked", "a record of other masks"),
+    "of another seed": ("seed_digests", [b"0" * 32] * DEFAULT_GROUP_ROUNDS, "unmasked", "shares of another seed"),
+    "of another key": ("key_digests", [b"0" * 32] * DEFAULT_GROUP_ROUNDS, "masked", "shares of another key"),
+    "and a record that does not open": (
+        "records",
+        [bytes(7 * 32 + 16)] * DEFAULT_GROUP_ROUNDS,
+        "masked",
+        "a record of other masks",
+    ),
 }
 
 
@@ -135,7 +142,7 @@ def test_a_device_that_reveals_another_seed_than_it_dealt_is_counted_by_its_shar
 
 def test_a_device_that_names_other_masks_than_its_partners_is_left_out_before_anything_is_masked() -> None:
     inner, authority = make_grid()
-    inner.faults[2, "shares"] = changing(inner, "pair_digests", [bytes(4 * 16)] * 8)
+    inner.faults[2, "shares"] = changing(inner, "pair_digests", [bytes(4 * 16)] * DEFAULT_GROUP_ROUNDS)
     grid, seen = secure(inner, authority)
     (reply,) = grid.send_and_receive(messages())
     assert_mean_of(reply.content, {1, 3, 4, 5})
@@ -158,7 +165,7 @@ def test_a_letter_that_opens_but_holds_another_number_of_shares_is_as_false(five
     inbox = five.shares(near, {1, 3, 4, 5})[1]
     draft = five.clients[1].draft
     assert draft is not None
-    key = draft.letters[2]
+    key = pieces(draft.letters, KEY_BYTES)[0]  # of device 2, the first of its neighbours
     for plain in (b"", bytes(2 * SHARE_BYTES * 3 - 1), bytes(2 * SHARE_BYTES * 4)):
         with pytest.raises(FalseShares) as caught:
             five.clients[1].receive(Inbox({**inbox.boxes, 2: seal(key, Secret(plain))}))

@@ -49,7 +49,7 @@ def test_seeds_of_28_bits_here_every_bit_of_32_bytes_counts(bit: int) -> None:
     of_seed, of_pair = mask_keys(b"terms")
     for key in (
         of_seed,
-        lambda agreed: of_pair(mask_secrets([pair_root(agreed, b"group", "a", "b")], 1)[0]),
+        lambda agreed: of_pair(mask_secrets([pair_root(agreed, b"group", "a", "b")], [1])[0]),
         lambda key: key,
     ):
         streams = [keystream(key(Secret(bytes(seed))), 4096) for seed in (one, other)]

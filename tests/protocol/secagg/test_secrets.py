@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ def secrets_in(value: Any) -> set[bytes]:
     if isinstance(value, Secret):
         raw = value.reveal()
         return {raw, *(raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES))} - {b""}
+    if isinstance(value, Mapping):
+        return secrets_in(list(value.values()))
     if is_dataclass(value):
         return secrets_in([getattr(value, item.name) for item in fields(value)])
-    if isinstance(value, dict):
-        return secrets_in(list(value.values()))
     if isinstance(value, list | tuple):
         return {secret for item in value for secret in secrets_in(item)}
     return set()
@@ -253,23 +253,27 @@ def test_a_client_comes_back_from_storage_in_every_state(sparse: Fleet) -> None:
     [
         {"state": "dancing"},
         {"index": 9},
-        {"seeds": [b"x"]},
+        {"later": b"x"},
         {"letters": b"x"},
+        {"names": ["dev-2", "dev-3", "dev-4"]},
         {"present": b"\xff"},
-        {"key_numbers": [1, 2, 3, 4]},
+        {"later": bytes(4 * 160)},
+        {"later": bytes(2 * 160)},
         {"version": 1},
         {"dealers": ["1"]},
-        {"key_numbers": [1, 2, 9]},
-        {"key_numbers": [0, 1, 2]},
+        {"number": 1},
+        {"number": -1},
         {"state": "ready"},
         {"state": "advertised"},
         {"state": "masked"},
         {"state": "new"},
         {"dealers": [9]},
         {"holders": [2, 3, 4, 4]},
+        {"holders": b"\x38"},
+        {"told": b"\x38"},
         {"private": bytes(32)},
-        {"pairs": [bytes(32)] * 3},
-        {"shares": [bytes(72)] * 3},
+        {"now": bytes(32)},
+        {"later": bytes(3 * (160 + 4 * 72))},
         {"counted": b"\xf8"},
     ],
     ids=str,
@@ -278,6 +282,45 @@ def test_damaged_stored_state_is_malformed(five: Fleet, change: dict[str, Any]) 
     five.shares(five.coins(five.keys()))
     with pytest.raises(Malformed):
         Client.from_fields({**five.clients[1].to_fields(), **change}, Policy())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"now": b""},
+        {"now": bytes(32 + 4 * 32 + 4 * 72 - 1)},
+        {"later": b""},
+        {"later": bytes(3 * (32 + 4 * 32 + 4 * 72))},
+        {"number": 0},
+        {"number": 2},
+        {"number": 4},
+        {"number": -1},
+        {"state": "ready"},
+        {"state": "shared"},
+        {"state": "confirmed"},
+        {"state": "revealed"},
+        {"dealers": b"\x70"},
+        {"dealers": b"\xf8"},
+        {"dealers": b""},
+        {"counted": b"\x04"},
+    ],
+    ids=str,
+)
+def test_damaged_stored_state_of_a_round_is_malformed(group: Fleet, change: dict[str, Any]) -> None:
+    group.begin(1)
+    group.mask(1)
+    with pytest.raises(Malformed):
+        Client.from_fields({**group.clients[1].to_fields(), **change}, Policy())
+
+
+def test_keys_of_the_last_round_are_of_no_later_one(group: Fleet) -> None:
+    """What is stored then has as many later rounds as if the number were beyond the last: none."""
+    group.begin(3)
+    group.mask(1)
+    fields = group.clients[1].to_fields()
+    assert Client.from_fields(fields, Policy()) == group.clients[1]
+    with pytest.raises(Malformed):
+        Client.from_fields({**fields, "number": 4}, Policy())
 
 
 def test_masked_vectors_of_equal_inputs_differ_in_every_round_and_look_uniform() -> None:
@@ -317,9 +360,9 @@ def test_masks_with_a_neighbour_that_dealt_nothing_are_forgotten_when_the_others
     inboxes = five.shares(five.coins(five.keys()), {1, 2, 3, 4})
     near, before = five.clients[1].neighbours, five.clients[1].keys
     assert near is not None
-    assert list(near.names) == [2, 3, 4, 5]
+    assert list(near.holders) == [2, 3, 4, 5]
     five.receive(inboxes)
-    assert five.clients[1].dealers == (2, 3, 4)
+    assert list(five.clients[1].dealers) == [2, 3, 4]
     for number, key in before.items():
         pairs = pieces(key.pairs, KEY_BYTES)
         assert pieces(five.clients[1].keys[number].pairs, KEY_BYTES) == pairs[:3]

@@ -11,11 +11,14 @@ from shared.secagg.fields import HiddenBytes
 from shared.secagg.keys import (
     InsecureWarning,
     KeyPair,
+    Root,
     Secret,
     UnsignedIdentity,
     UnsignedVerifier,
     bind,
+    bind_each,
     digest,
+    digests,
     expand,
     extract,
     is_tag,
@@ -23,6 +26,7 @@ from shared.secagg.keys import (
     mask_keys,
     mask_secrets,
     pair_root,
+    pair_roots,
     seal,
     tag,
     unseal,
@@ -101,14 +105,14 @@ def test_both_ends_of_a_pair_find_the_same_root() -> None:
 def test_no_two_purposes_groups_pairs_rounds_or_directions_share_a_key() -> None:
     agreed = KeyPair.generate(os.urandom).agree(KeyPair.generate(os.urandom).public)
     root = pair_root(agreed, BINDING, "a", "b")
-    secret = mask_secrets([root], 1)[0]
+    secret = mask_secrets([root], [1])[0]
     (own, pairwise), (own_2, pairwise_2) = mask_keys(b"round 1"), mask_keys(b"round 2")
     keys = [
         root,
         pair_root(agreed, b"another group", "a", "b"),
         pair_root(agreed, BINDING, "a", "c"),
         secret,
-        mask_secrets([root], 2)[0],
+        mask_secrets([root], [2])[0],
         letter_key(root, "a"),
         letter_key(root, "b"),
         witness_key(root, "a"),
@@ -119,6 +123,25 @@ def test_no_two_purposes_groups_pairs_rounds_or_directions_share_a_key() -> None
     assert {len(key.reveal()) for key in keys} == {32}
 
 
+def test_a_root_expands_as_any_key_does() -> None:
+    raw = os.urandom(32)
+    for info in (b"", b"one", b"another"):
+        assert Root(raw).expand(info) == expand(Secret(raw), info)
+    assert "secret of 32 bytes" in repr(Root(raw))
+
+
+def test_roots_with_many_are_those_with_each() -> None:
+    agreed = [Secret(os.urandom(32)) for _ in range(3)]
+    roots = pair_roots(agreed, BINDING, "b", ["a", "c", "b2"])
+    assert roots == [pair_root(one, BINDING, "b", other) for one, other in zip(agreed, ["a", "c", "b2"], strict=True)]
+
+
+def test_mask_secrets_lie_round_by_round_and_pair_by_pair() -> None:
+    roots = [Root(os.urandom(32)) for _ in range(3)]
+    for number, row in zip((2, 7), mask_secrets(roots, (2, 7)), strict=True):
+        assert row.reveal() == b"".join(mask_secrets([root], [number])[0].reveal() for root in roots)
+
+
 FIELDS = st.lists(st.one_of(st.text(max_size=8), st.binary(max_size=8), st.integers(-(2**70), 2**70)), max_size=5)
 
 
@@ -127,6 +150,15 @@ def test_bound_fields_parse_only_one_way(one: list[str | bytes | int], other: li
     same = [(type(item), item) for item in one] == [(type(item), item) for item in other]
     assert (bind(*one) == bind(*other)) == same
     assert (digest(*one) == digest(*other)) == same
+
+
+@given(FIELDS, st.lists(st.binary(max_size=40), max_size=4))
+def test_digests_of_many_endings_are_those_of_each(fields: list[str | bytes | int], items: list[bytes]) -> None:
+    endings = bind_each(items)
+    assert endings == [bind(item) for item in items]
+    expected = [digest(*fields, item) for item in items]
+    assert digests(*fields, endings=endings) == expected
+    assert [digest(*fields, ending=ending) for ending in endings] == expected
 
 
 def test_a_box_opens_with_its_own_key_only() -> None:
