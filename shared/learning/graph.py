@@ -1,5 +1,5 @@
 """What an ONNX graph must be before a runtime may load it: standard operators on an allow-list, self-contained, one input
-and one output that match the schema. No torch here.
+and one output that match the schema, numbers that can be right (`graph_values`). No torch here.
 """
 
 import onnx
@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from shared.errors import Malformed
+from shared.learning.graph_values import check_values
 from shared.learning.spec import InputSchema
 
 INPUT, OUTPUT = "input", "logits"
@@ -38,6 +39,7 @@ def check_graph(data: bytes, schema: InputSchema, *, max_bytes: int = MAX_GRAPH_
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         raise Malformed("not a valid ONNX graph", detail=str(error).strip()[:200]) from error
     _check_signature(model, schema)
+    check_values(model)
 
 
 def _check_parts(model: ModelProto) -> None:

@@ -1,5 +1,7 @@
 """Small ONNX graphs made by hand: one that is fine, and ways to spoil it."""
 
+from itertools import pairwise
+
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -98,4 +100,67 @@ def with_broken_edge() -> ModelProto:
 def with_old_opset() -> ModelProto:
     model = linear_graph()
     model.opset_import[0].version = 7
+    return model
+
+
+def quantized_graph(
+    *,
+    scale: object = 0.05,
+    scales: object = (0.1, 0.2, 0.3),
+    zero: object = None,
+    axis: int = 1,
+    bias: object = (0.0, 0.0, 0.0),
+) -> ModelProto:
+    """Quantize → dequantize → Flatten → Gemm with int8 weights, one scale for each of three outputs."""
+    features, classes = int(np.prod(SCHEMA.shape)), len(SCHEMA.classes)
+    stored = {
+        "scale": np.asarray(scale, dtype=np.float32),
+        "zero": np.asarray(0, dtype=np.uint8) if zero is None else np.asarray(zero),
+        "weight": np.ones((features, classes), dtype=np.int8),
+        "scales": np.asarray(scales, dtype=np.float32),
+        "bias": np.asarray(bias, dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["values"]),
+        helper.make_node("DequantizeLinear", ["weight", "scales"], ["floats"], axis=axis),
+        helper.make_node("Flatten", ["values"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "floats", "bias"], ["logits"]),
+    ]
+    model = linear_graph()
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
+    return model
+
+
+def with_computed_scale() -> ModelProto:
+    model = quantized_graph()
+    model.graph.node.insert(0, helper.make_node("Identity", ["scale"], ["computed"]))
+    model.graph.node[1].input[1] = "computed"
+    return model
+
+
+def with_doublings(times: int = 40) -> ModelProto:
+    """Each node's output is twice as long as its input."""
+    model = linear_graph()
+    names = ["flat", *(f"twice{place}" for place in range(times))]
+    for before, after in pairwise(names):
+        model.graph.node.append(helper.make_node("Concat", [before, before], [after], axis=1))
+    return model
+
+
+def with_shape_from_input() -> ModelProto:
+    """Whoever sends the input says how large a value becomes."""
+    model = linear_graph()
+    model.graph.node.append(helper.make_node("Cast", ["flat"], ["whole"], to=TensorProto.INT64))
+    model.graph.node.append(helper.make_node("Flatten", ["whole"], ["row"], axis=0))
+    model.graph.node.append(helper.make_node("Squeeze", ["row"], ["shape"]))
+    model.graph.node.append(helper.make_node("Reshape", ["flat", "shape"], ["spare"]))
+    return model
+
+
+def with_long_shape() -> ModelProto:
+    model = linear_graph()
+    model.graph.initializer.append(TensorProto(name="huge", data_type=TensorProto.FLOAT, dims=[1 << 20, 1 << 20]))
     return model

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from onnx import ModelProto
 
@@ -23,11 +24,34 @@ SPOILED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "another input type": (graphs.with_double_input, "not float32"),
     "an edge from nowhere": (graphs.with_broken_edge, "not a valid"),
     "an opset nobody reads": (graphs.with_old_opset, "opset 7"),
+    "a scale of zero": (lambda: graphs.quantized_graph(scale=0.0), "codes.*scale outside"),
+    "a negative scale": (lambda: graphs.quantized_graph(scale=-0.1), "scale outside"),
+    "a scale that is not a number": (lambda: graphs.quantized_graph(scale=np.nan), "'scale'.*not finite"),
+    "an infinite scale": (lambda: graphs.quantized_graph(scale=np.inf), "not finite"),
+    "a huge scale": (lambda: graphs.quantized_graph(scale=1e30), "scale outside"),
+    "one huge scale of many": (lambda: graphs.quantized_graph(scales=[0.1, 1e30, 0.1]), "floats.*scale outside"),
+    "too few scales": (lambda: graphs.quantized_graph(scales=[0.1, 0.1]), "2 scales for another number"),
+    "scales along an axis that is not there": (
+        lambda: graphs.quantized_graph(axis=5),
+        "3 scales for another number|not a valid",
+    ),
+    "scales that are a matrix": (lambda: graphs.quantized_graph(scales=[[0.1, 0.2, 0.3]]), "not one float32"),
+    "a scale that is computed": (graphs.with_computed_scale, "not stored in the graph"),
+    "a zero point of another type": (lambda: graphs.quantized_graph(zero=np.int16(0)), "zero point"),
+    "two zero points for one scale": (lambda: graphs.quantized_graph(zero=np.zeros(2, np.uint8)), "zero point"),
+    "a weight that is not finite": (lambda: graphs.quantized_graph(bias=[0.0, np.inf, 0.0]), "'bias'.*not finite"),
+    "values that double and double": (graphs.with_doublings, "elements an example"),
+    "a shape that the input decides": (graphs.with_shape_from_input, "cannot be told"),
+    "an array that is declared and not there": (graphs.with_long_shape, "not a valid|larger than"),
 }
 
 
 def test_a_plain_graph_passes() -> None:
     check_graph(graphs.graph_bytes(), graphs.SCHEMA)
+
+
+def test_a_quantized_graph_passes() -> None:
+    check_graph(graphs.quantized_graph().SerializeToString(), graphs.SCHEMA)
 
 
 @pytest.mark.parametrize(("spoil", "reason"), SPOILED.values(), ids=SPOILED.keys())
