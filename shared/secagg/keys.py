@@ -27,7 +27,7 @@ TAG_BYTES = 16
 PROTOCOL = "shoal.secagg.v4"
 _NONCE = bytes(12)
 _SHA256 = SHA256()
-_REMEMBERED = 4096
+_REMEMBERED, _LONGEST = 4096, 128  # texts and numbers, and characters of a text
 
 
 class Secret:
@@ -59,9 +59,18 @@ def bind(*fields: str | int | bytes) -> bytes:
     return b"".join([b"b%d:%b" % (len(item), item) if isinstance(item, bytes) else _bound(item) for item in fields])
 
 
-@lru_cache(maxsize=_REMEMBERED, typed=True)
 def _bound(item: str | int) -> bytes:
+    """A peer's text may be of any length: what is longer than names are is not remembered."""
+    return _encoded(item) if isinstance(item, str) and len(item) > _LONGEST else _bound_before(item)
+
+
+@lru_cache(maxsize=_REMEMBERED, typed=True)
+def _bound_before(item: str | int) -> bytes:
     """Purposes, seats and names come again and again, and none is secret. No bytes, which might be."""
+    return _encoded(item)
+
+
+def _encoded(item: str | int) -> bytes:
     raw = str(item).encode()
     return (b"s%d:%b" if isinstance(item, str) else b"i%d:%b") % (len(raw), raw)
 

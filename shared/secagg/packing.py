@@ -58,7 +58,7 @@ class Layout:
 
     def low(self, words: Words) -> Words:
         """`words` without the noise."""
-        return words & np.uint64((1 << self.used) - 1)
+        return words & self._low
 
     def join(self, elements: NDArray[Any]) -> Words:
         """Words of signed whole `elements`, shape (length,), of any real type."""

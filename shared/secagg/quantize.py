@@ -31,6 +31,7 @@ from shared.secagg.rotation import Floats, Turn, turn
 from shared.secagg.schema import EXACT_BITS, ArrayField, Arrays, MetricField, Schema
 
 WIDEST_MEAN_SQUARE = 64.0  # the largest root mean square that is told, in scales
+_GARBAGE = "the masks did not cancel, or a device masked something else: run the round again with fresh keys"
 _FULL = (1 << EXACT_BITS) - 1
 _HALF = (1 << (EXACT_BITS - 1)) - 1
 _FLOAT32_BITS = 16  # more bits an element, and float32 would round before we do
@@ -211,8 +212,11 @@ def _to_digits(schema: Schema, values: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def _from_digits(schema: Schema, sums: NDArray[np.int32], count: int) -> list[int]:
-    """The sums of exact values, of any size."""
-    rows = (sums + np.int64(count << (schema.bits - 1))).reshape(-1, schema.digits).tolist()
+    """The sums of exact values, of any size. Raises `RoundAborted` for a digit that so many clients cannot have."""
+    digits = sums + np.int64(count << (schema.bits - 1))
+    if digits.min() < 0 or digits.max() > count * ((1 << schema.bits) - 1):
+        raise RoundAborted(_GARBAGE)
+    rows = digits.reshape(-1, schema.digits).tolist()
     return [sum(digit << (place * schema.bits) for place, digit in enumerate(row)) for row in rows]
 
 
@@ -227,9 +231,7 @@ def decode(schema: Schema, total: Words, count: int, noise: NDArray[np.int64] | 
     exact = _from_digits(schema, sums[:start], count)
     weight = exact[0] if schema.private else exact[1]
     if exact[0] != count or weight > count * schema.max_weight:
-        raise RoundAborted(
-            "the masks did not cancel, or a device masked something else: run the round again with fresh keys"
-        )
+        raise RoundAborted(_GARBAGE)
     if weight == 0:
         raise RoundAborted("no device of this round had examples")
     changes = _float_changes(schema, sums[start:], count, weight, noise)

@@ -5,11 +5,12 @@ one core, all clients in another, messages in Flower's own encoding. CPU is that
 sends one message at a time. Each client drops out by chance: it does not answer when it is asked for its vector (or, so marked,
 never again after it sent it), and is back in the next round.
 
-Ours is what a job gets by default: devices sign their keys and check each other's signatures, which Flower's do not; keys serve 16
-rounds, so a figure is the mean of 16 of which the first makes them (beyond 100 clients two are played, and the second stands for
-fifteen), and both kinds of round stand below it. Certificates were seen in an earlier group of the job, as a device sees most of
-them but once (`--strangers`: never). A job states twice the dropout that happens (5 % where it is 0, 40 % where it is 30; "10% of
-20%" is what happens, of what is stated), and 5 % corrupt.
+Ours is what a job of 16 rounds or more gets by default: devices sign their keys and check each other's signatures, which Flower's
+do not; keys serve 16 rounds, so a figure is the mean of 16 of which the first makes them (beyond 100 clients two are played, and
+the second stands for fifteen), and both kinds of round stand below it. Certificates were seen in an earlier group of the job, as a
+device whose process lives on sees most of them but once (`--strangers`: never; so it is on Flower's SuperNode, where each message
+begins anew). A job states twice the dropout that happens (5 % where it is 0, 40 % where it is 30; "10% of 20%" is what happens, of
+what is stated), and 5 % corrupt.
 
 Flower's makes keys in each round and has the degree that its users give it, k = 2 ceil(log2 n) + 1; where its sparse graph leaves a
 client with too few neighbours it gives up, and is asked up to three times. Its rounds of more than a minute, and those that it gave

@@ -84,12 +84,14 @@ def test_nan_in_the_model_that_is_sent_out() -> None:
 def test_a_device_that_lies_about_sizes_spoils_a_round_or_little() -> None:
     """Said to be larger than a device can be, they end the round; the largest that it can say moves a scale by one step."""
     schema = (
-        Settings().after(Total(5, 500, {}, {}, sizes={"w": 1.0})).schema(5, {"w": np.zeros(64, np.float32)}, bytes(32))
+        Settings(bits=12)
+        .after(Total(5, 500, {}, {}, sizes={"w": 1.0}))
+        .schema(5, {"w": np.zeros(64, np.float32)}, bytes(32))
     )
     total = np.zeros(schema.length, dtype=np.int64)
     total[: schema.exact * schema.digits] = -5 << (schema.bits - 1)  # five digits of zero
     total[0] += 5  # the count's lowest digit
     total[schema.digits] += 5
-    total[4 * schema.digits - 1] = (1 << (schema.modulus_bits - 1)) - 1  # the highest digit of w's size
+    total[4 * schema.digits - 1] += 5 * 4095  # the highest digit of w's size
     with pytest.raises(RoundAborted, match="sizes"):
         decode(schema, schema.layout.join(total), 5)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,3 +104,17 @@ def test_a_sum_with_another_count_weight_or_size_is_not_decoded() -> None:
         with pytest.raises(RoundAborted):
             decode(schema, total, count)
     assert decode(schema, vector, 1).count == 1
+
+
+@pytest.mark.parametrize("place", range(12))
+@pytest.mark.parametrize("beyond", ["below", "above"])
+def test_a_digit_that_no_devices_could_add_up_to_is_not_decoded(place: int, beyond: str) -> None:
+    """A device that lies would make the weight negative, or a metric one that nobody may claim."""
+    schema = replace(schema_of(5, 8, 3), metrics=(LOSS,))
+    vectors = [plain(schema, {"w": np.ones(3, "f4")}, 100, {"loss": 1.0}) for _ in range(3)]
+    total = np.sum(vectors, axis=0, dtype=np.uint64)
+    assert decode(schema, total, 3).weight == 300
+    lowest = -3 << (schema.bits - 1)
+    worst = changed(schema, total, place, lowest - 1 if beyond == "below" else lowest + 3 * 255 + 1)
+    with pytest.raises(RoundAborted, match="masked something else"):
+        decode(schema, worst, 3)
