@@ -30,9 +30,9 @@ from shared.learning.examples import Outline, Split, load_file, split_examples
 from shared.learning.graph import INPUT
 from shared.learning.hyperparameters import TrainSettings
 from shared.learning.measure import agreement, choose_probe, judge, probe_candidates
-from shared.learning.models import build, factory_names, initial_state, load_state
+from shared.learning.models import build, factory_names, load_state, starting_point
 from shared.learning.prune import prune, size_of
-from shared.learning.spec import InputSchema, ModelSpec, new_spec
+from shared.learning.spec import InputSchema, ModelSpec
 from shared.learning.state import State, pack_state, unpack_state
 from shared.learning.train import FloatLearner, Images, evaluate, fit, learning_rate, refresh_statistics
 from shared.settings import from_mapping
@@ -70,9 +70,8 @@ def answer(ask: Ask, folder: Path) -> Result:
 
 
 def _initial(ask: Initial, folder: Path) -> Result:
-    spec = new_spec(ask.factory, ask.arguments)
     rng = np.random.default_rng(ask.seed)
-    state = initial_state(spec, rng)
+    spec, state = starting_point(ask.factory, ask.arguments, rng)
     accuracy = None
     if ask.data and ask.epochs:
         split = _examples(ask.data, spec.schema)

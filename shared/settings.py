@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D", bound="DataclassInstance")
 Scalar = bool | int | float | str
+Numbers = float | tuple[float, ...]  # one for all, or one each
 _UNKNOWN = "unknown key "
 _converter = Converter(forbid_extra_keys=True)
 
@@ -47,6 +48,12 @@ def _scalar(value: Any, _: type) -> Any:
     return value
 
 
+def _numbers(value: Any, _: type) -> Numbers:
+    if isinstance(value, list | tuple):
+        return tuple(_number(item, float) for item in value)
+    return _number(value, float)
+
+
 @_converter.register_structure_hook_factory(dataclasses.is_dataclass)
 def _table(kind: Any, converter: Converter) -> Any:
     structure = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
@@ -63,6 +70,7 @@ for _kind in (bool, int, str):
     _converter.register_structure_hook(_kind, _strictly(_kind))
 _converter.register_structure_hook(float, _number)
 _converter.register_structure_hook(Scalar, _scalar)
+_converter.register_structure_hook(Numbers, _numbers)
 _converter.register_structure_hook(Path, lambda value, _: Path(_strictly(str)(value, str)))
 
 

@@ -7,7 +7,6 @@ Packages are read, never imported, and nothing in them is run. `load` gives samp
 measurements over time.
 """
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
 from shared.errors import Corrupt, NotFound, Unsupported
 from shared.files import atomic_file
+from shared.packaged import data_folder
 from simulations import data_readers as readers
 from simulations.packages import Package, Say, check, members, obtain, silent
 
@@ -186,11 +185,6 @@ def source(name: str) -> Source:
         return SOURCES[name]
     except KeyError:
         raise NotFound(f"no data set {name!r}; there are {', '.join(SOURCES)}") from None
-
-
-def data_folder() -> Path:
-    chosen = os.environ.get("SHOAL_DATA_DIR")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("shoal")) / "data"
 
 
 def arrays_path(item: Source, folder: Path) -> Path:

@@ -39,8 +39,8 @@ def quantize(
 ) -> Quantized:
     """Fold, calibrate on `examples`, recover, freeze, convert, export. The graph has passed `check_graph`.
 
-    Raises `UpdateRejected` when the state does not fit the spec, `Malformed` when the network exports to operators we do
-    not allow.
+    Raises `UpdateRejected` when the state does not fit the spec, `Malformed` when the network does not export, or exports to
+    operators we do not allow.
     """
     network = Deployable(spec, state, recipe)
     network.calibrate(examples)
@@ -48,4 +48,5 @@ def quantize(
     network.freeze()
     reference = network.logits(probe)
     float_logits = network.float_logits(probe)
-    return Quantized(to_onnx(network.convert(), spec.schema), reference, float_logits)
+    graph = to_onnx(network.convert(), spec.schema, origin=network.teacher)
+    return Quantized(graph, reference, float_logits)

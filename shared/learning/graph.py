@@ -59,8 +59,17 @@ def _check_parts(model: ModelProto) -> None:
         _check_tensor(tensor)
 
 
+def foreign_operators(model: ModelProto) -> list[str]:
+    """Names of those that `check_graph` does not allow, in the order of the graph."""
+    return [node.op_type for node in model.graph.node if _is_foreign(node)]
+
+
+def _is_foreign(node: NodeProto) -> bool:
+    return node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS
+
+
 def _check_node(node: NodeProto) -> None:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+    if _is_foreign(node):
         raise Malformed(f"operator {node.domain or 'onnx'}:{node.op_type[:40]} is not allowed")
     for attribute in node.attribute:
         if attribute.type in _SUBGRAPHS:

@@ -1,7 +1,7 @@
 """Networks by registered name, and the passage between a network and its state.
 
-A factory is `(schema, **arguments) -> nn.Module`. Ours are below; others come from installed packages through the
-entry-point group `shoal.models`. Nothing a peer sends can add one.
+A factory is `(schema, **arguments) -> nn.Module`, and may be marked with its traits (`networks/traits.py`). Ours are in
+`networks/`; others come from installed packages through the entry-point group `shoal.models`. Nothing a peer sends can add one.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,49 +11,47 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.errors import Malformed, NotFound
-from shared.learning.spec import InputSchema, ModelSpec
+from shared.errors import ConfigError, Malformed, NotFound
+from shared.learning.networks.cnn import cnn_small
+from shared.learning.networks.dscnn import dscnn_1d
+from shared.learning.networks.efficientnet import efficientnet_lite0
+from shared.learning.networks.mobilenet import mobilenet_v2
+from shared.learning.networks.resnet import resnet8, resnet18
+from shared.learning.networks.traits import Trained, Traits, network, traits_of
+from shared.learning.spec import InputSchema, ModelSpec, new_spec
 from shared.learning.state import State, check_like
+from shared.settings import Numbers, Scalar
+
+__all__ = [
+    "GROUP",
+    "Factory",
+    "Trained",
+    "Traits",
+    "build",
+    "example_batch",
+    "factory_names",
+    "find_factory",
+    "initial_state",
+    "load_state",
+    "network",
+    "starting_point",
+    "state_of",
+    "traits_of",
+]
 
 GROUP = "shoal.models"
 Factory = Callable[..., nn.Module]
-_MAX_WIDTH = 512
+_WEIGHTS = "weights"  # an argument of the start, where a factory has trained ones; the network does not depend on it
 
 
-def cnn_small(schema: InputSchema, *, width: int = 16) -> nn.Sequential:
-    """Three convolutions of `width`, 2 and 4 times as many channels, for small images: 29,000 parameters at 1x28x28.
-
-    BatchNorm keeps its defaults: torchao's rewriting of it knows no others. Raises `ValueError`.
-    """
-    if len(schema.shape) != 3:
-        raise ValueError(f"cnn-small takes images, channels x height x width, not {list(schema.shape)}")
-    if width % 8 or not 8 <= width <= _MAX_WIDTH:
-        raise ValueError(f"width is a multiple of 8, at most {_MAX_WIDTH}")
-    channels, height, across = schema.shape
-    layers: list[nn.Module] = []
-    size = (height, across)
-    stride = _halving(size)
-    layers.append(_block(channels, width, kernel=5, stride=stride))
-    size = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
-    for narrow, wide in ((width, 2 * width), (2 * width, 4 * width)):
-        pool = _halving(size)
-        layers += [_block(narrow, wide, kernel=3, stride=(1, 1)), nn.MaxPool2d(pool)]
-        size = (size[0] // pool[0], size[1] // pool[1])
-    head = nn.Linear(4 * width * size[0] * size[1], len(schema.classes))
-    return nn.Sequential(*layers, nn.Flatten(1), head)
-
-
-def _halving(size: tuple[int, int]) -> tuple[int, int]:
-    """A step of 2 along an axis that is long enough, so that sequences (height 1) work too."""
-    return (2 if size[0] > 1 else 1, 2 if size[1] > 1 else 1)
-
-
-def _block(inputs: int, outputs: int, *, kernel: int, stride: tuple[int, int]) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-_BUILT_IN: Mapping[str, Factory] = {"cnn-small": cnn_small}
+_BUILT_IN: Mapping[str, Factory] = {
+    "cnn-small": cnn_small,
+    "dscnn-1d": dscnn_1d,
+    "efficientnet-lite0": efficientnet_lite0,
+    "mobilenet-v2": mobilenet_v2,
+    "resnet18": resnet18,
+    "resnet8": resnet8,
+}
 
 
 def factory_names() -> list[str]:
@@ -77,6 +75,7 @@ def build(spec: ModelSpec) -> nn.Module:
     """
     factory = find_factory(spec.factory)
     try:
+        traits_of(factory).require(spec.schema)
         module = factory(spec.schema, **spec.arguments)
     except (TypeError, ValueError) as error:
         raise Malformed(f"the factory {spec.factory} refuses its arguments", detail=str(error)[:200]) from error
@@ -127,4 +126,44 @@ def initial_state(spec: ModelSpec, rng: np.random.Generator) -> State:
             state[name] = rng.uniform(-bound, bound, array.shape).astype(np.float32)
         elif name in learned and name.endswith(".bias"):
             state[name] = np.zeros_like(array)
+    return state
+
+
+def starting_point(factory: str, arguments: Mapping[str, Scalar], rng: np.random.Generator) -> tuple[ModelSpec, State]:
+    """A new model from a job file's plain values: what they leave open of the schema is the factory's default.
+
+    `weights`, where the factory has trained ones, names those to start from, and mean and std are theirs; layers that give
+    answers stay fresh if the classes are others. Raises like `build` and `new_spec`, `ConfigError` for weights that there are
+    not or that do not fit, and what reading them raises.
+    """
+    traits = traits_of(find_factory(factory))
+    rest, usual = dict(arguments), traits.default_schema
+    name = rest.pop(_WEIGHTS, "") if traits.weights else ""
+    if name == "":
+        spec = new_spec(factory, rest, default=usual)
+        return spec, initial_state(spec, rng)
+    if name not in traits.weights:
+        raise ConfigError(f"{factory} has the weights {', '.join(traits.weights)}, not {name!r}", path="model.weights")
+    trained = traits.weights[str(name)]
+    spec = new_spec(factory, {"mean": _plain(trained.mean), "std": _plain(trained.std), **rest}, default=usual)
+    fresh = initial_state(spec, rng)
+    return spec, _with_weights(fresh, trained.read(), traits.protected, f"{factory}'s {name} weights")
+
+
+def _plain(numbers: Numbers) -> Scalar:
+    """As a job file has them."""
+    return ",".join(map(str, numbers)) if isinstance(numbers, tuple) else numbers
+
+
+def _with_weights(fresh: State, trained: State, protected: tuple[str, ...], name: str) -> State:
+    state: State = {}
+    for key, array in fresh.items():
+        found = trained.get(key)
+        if found is not None and found.shape == array.shape:
+            state[key] = found
+        elif key.rpartition(".")[0] in protected:
+            state[key] = array
+        else:
+            wanted = "nothing" if found is None else list(found.shape)
+            raise ConfigError(f"{name} do not fit: they have {wanted} for {key}, this model {list(array.shape)}")
     return state

@@ -9,7 +9,7 @@ import torch_pruning
 from torch import nn
 
 from shared.errors import ConfigError, Malformed
-from shared.learning.models import build, example_batch, load_state, state_of
+from shared.learning.models import build, example_batch, find_factory, load_state, state_of, traits_of
 from shared.learning.spec import ModelSpec, PruneStep
 from shared.learning.state import State
 
@@ -23,7 +23,7 @@ class Size:
 def prune(spec: ModelSpec, state: State, ratio: float, *, round_to: int = 8) -> tuple[ModelSpec, State]:
     """Remove about `ratio` of the present channels of every layer, the least important first, and keep a multiple of
     `round_to` (less in a layer that has fewer). Importance is the L2 norm over everything that goes with a channel (DepGraph,
-    Fang et al. 2023). The answers' layer is never touched. Deterministic.
+    Fang et al. 2023). The layers that the factory protects, or else the answers' layer, are never touched. Deterministic.
 
     Raises `ConfigError` when the ratio leaves nothing to remove, `UpdateRejected` when the state does not fit.
     """
@@ -32,13 +32,14 @@ def prune(spec: ModelSpec, state: State, ratio: float, *, round_to: int = 8) -> 
     module = build(spec)
     load_state(module, state)
     module.eval()
+    protected = _protected(module, spec)
     pruner = torch_pruning.pruner.BasePruner(
         module,
         example_batch(spec.schema),
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio,
         pruning_ratio_dict=_ratios(module, ratio, round_to),
-        ignored_layers=[_answers(module, len(spec.schema.classes))],
+        ignored_layers=protected or [_answers(module, len(spec.schema.classes))],
     )
     pruner.step()
     steps = tuple(PruneStep(layer, outputs, tuple(channels)) for layer, outputs, channels in pruner.pruning_history())
@@ -59,6 +60,16 @@ def _ratios(module: nn.Module, ratio: float, round_to: int) -> dict[nn.Module, f
     return ratios
 
 
+def _protected(module: nn.Module, spec: ModelSpec) -> list[nn.Module]:
+    """Raises `ConfigError` for a factory that protects what its network does not have."""
+    layers = dict(module.named_modules())
+    names = traits_of(find_factory(spec.factory)).protected
+    for name in names:
+        if name not in layers:
+            raise ConfigError(f"{spec.factory} protects {name!r}, which is no layer of it")
+    return [layers[name] for name in names]
+
+
 def _answers(module: nn.Module, classes: int) -> nn.Module:
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     if not layers or layers[-1].weight.shape[0] != classes:
@@ -67,8 +78,11 @@ def _answers(module: nn.Module, classes: int) -> nn.Module:
 
 
 def apply_history(module: nn.Module, spec: ModelSpec) -> None:
-    """Repeat `spec.history` on a fresh network, in place. Raises `Malformed` for one that does not fit it."""
+    """Repeat `spec.history` on a fresh network, in place. Raises `Malformed` for one that does not fit it, or that removes
+    outputs of a layer that the factory protects, `ConfigError` for a factory that protects what it does not have.
+    """
     _check_history(module, spec)
+    protected = {part for layer in _protected(module, spec) for part in layer.modules()}
     graph = torch_pruning.DependencyGraph().build_dependency(module, example_batch(spec.schema))
     layers = dict(module.named_modules())
     for step in spec.history:
@@ -80,6 +94,8 @@ def apply_history(module: nn.Module, spec: ModelSpec) -> None:
         group = graph.get_pruning_group(layer, removal, list(step.channels))
         if not graph.check_pruning_group(group):
             raise Malformed(f"pruning history would empty a layer at {step.layer}")
+        if any(d.target.module in protected and graph.is_out_channel_pruning_fn(d.handler) for d, _ in group):
+            raise Malformed(f"pruning history at {step.layer} removes outputs of a layer that {spec.factory} protects")
         group.prune(record_history=False)
 
 

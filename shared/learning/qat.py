@@ -21,6 +21,7 @@ from shared.learning.quiet import hushed
 from shared.learning.spec import InputSchema, ModelSpec, Recipe
 from shared.learning.state import State, check_like
 from shared.learning.train import Images, predict
+from shared.learning.trouble import explained
 
 with hushed():
     from torch.fx.experimental.optimization import fuse
@@ -47,7 +48,7 @@ class QatLearner:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Raises `NotFound` and `Malformed` as `models.build` does."""
+        """Raises `NotFound` and `Malformed` as `models.build` does, and `Malformed` for a network that does not export."""
         self.spec = spec
         self.module = _prepare(build(spec).train(), spec.schema, spec.recipe, MovingAverageMinMaxObserver)
         reference = build(spec)
@@ -72,12 +73,14 @@ class Deployable:
     """One state on its way to int8: folded, fake-quantized, calibrated on examples, perhaps recovered, then frozen."""
 
     def __init__(self, spec: ModelSpec, state: State, recipe: Recipe) -> None:
-        """Raises `UpdateRejected` when the state does not fit."""
+        """Raises `UpdateRejected` when the state does not fit, `Malformed` for a network that does not export."""
         self.schema = spec.schema
         self.teacher = build(spec)
         load_state(self.teacher, state)
         self.teacher.eval()
-        self.module = _prepare(fuse(self.teacher), spec.schema, recipe, MinMaxObserver)
+        with explained():
+            folded = fuse(self.teacher)
+        self.module = _prepare(folded, spec.schema, recipe, MinMaxObserver)
 
     def calibrate(self, x: Images) -> None:
         """Set the activations' ranges to what these examples give in float arithmetic."""
@@ -148,7 +151,7 @@ def _prepare(module: nn.Module, schema: InputSchema, recipe: Recipe, observer: t
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     quantizer = X86InductorQuantizer()
     quantizer.set_global(_configuration(recipe, observer))
-    with hushed():
+    with hushed(), explained():
         exported = torch.export.export(module, (example_batch(schema),), dynamic_shapes=({0: batch},)).module()
         with _patterns_that_can_match(exported):
             prepared: torch.fx.GraphModule = prepare_qat_pt2e(exported, quantizer)

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TORCHAO_SKIP_LOADING_SO_FILES", "1")  # CUDA kernels; loading them on a CPU build prints failures
 
-_LOGGERS = ("torch.onnx", "torch.utils._pytree", "torchao", "torch.export", "onnxscript", "onnx_ir")
+_LOGGERS = (
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torch.fx.experimental.symbolic_shapes",  # what it cannot do it also raises
+    "torchao",
+    "torch.export",
+    "onnxscript",
+    "onnx_ir",
+)
 _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # torch's own pytree code
     (r"Exporting a model while it is in training mode", UserWarning),  # converted graphs have no other mode

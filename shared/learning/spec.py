@@ -12,36 +12,41 @@ from typing import Any, Literal
 
 from shared.errors import ConfigError, Malformed
 from shared.ids import parse_name
-from shared.settings import Scalar, from_mapping
+from shared.settings import Numbers, Scalar, from_mapping
 
 FORMAT = 1
 MAX_SPEC_BYTES = 4 * 1024**2
 _MAX_AXES = 4
 _MAX_ELEMENTS = 1 << 24
 _MAX_CLASSES = 10_000
-_SHAPE, _CLASSES = "shape", "classes"  # factory arguments that describe the schema
+_SHAPE, _CLASSES, _MEAN, _STD = "shape", "classes", "mean", "std"  # factory arguments that describe the schema
 
 
 @dataclass(frozen=True)
 class InputSchema:
     """One example as the model takes it, and the names of its answers.
 
-    `shape` leaves out the batch axis. An application sends `(raw - mean) / std`; stored examples are normalised already.
+    `shape` leaves out the batch axis. An application sends `(raw - mean) / std`; stored examples are normalised already. Each
+    of `mean` and `std` is one number, or one for each of the `shape[0]` channels.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     dtype: Literal["float32"] = "float32"
-    mean: float = 0.0
-    std: float = 1.0
+    mean: Numbers = 0.0
+    std: Numbers = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= _MAX_AXES or min(self.shape) < 1 or math.prod(self.shape) > _MAX_ELEMENTS:
             raise ValueError(f"shape has 1 to {_MAX_AXES} positive axes and at most {_MAX_ELEMENTS} elements")
         if not 2 <= len(self.classes) <= _MAX_CLASSES or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes are 2 to {_MAX_CLASSES} different names")
-        if not math.isfinite(self.mean) or not 0 < self.std < math.inf:
+        means, stds = (part if isinstance(part, tuple) else (part,) for part in (self.mean, self.std))
+        if not all(map(math.isfinite, means)) or not all(0 < std < math.inf for std in stds):
             raise ValueError("mean is finite and std positive")
+        for part in (self.mean, self.std):
+            if isinstance(part, tuple) and len(part) != self.shape[0]:
+                raise ValueError(f"mean and std are one number, or one for each of {self.shape[0]} channels")
 
 
 @dataclass(frozen=True)
@@ -116,32 +121,50 @@ class ModelSpec:
         return replace(self, history=(*self.history, *steps))
 
 
-def new_spec(factory: str, arguments: Mapping[str, Scalar]) -> ModelSpec:
-    """A spec from a job file's plain values: `shape` ("1x28x28") and `classes` (a number, or names with commas between)
-    make the schema, the rest is the factory's. Raises `ConfigError`.
+def new_spec(factory: str, arguments: Mapping[str, Scalar], *, default: InputSchema | None = None) -> ModelSpec:
+    """A spec from a job file's plain values: `shape` ("1x28x28"), `classes` (a number, or names with commas between), `mean`
+    and `std` (a number, or one a channel with commas between) make the schema, the rest is the factory's.
+
+    What is not given is as in `default`. Raises `ConfigError`.
     """
     rest = dict(arguments)
+    usual = default or InputSchema((1, 28, 28), _class_names(10))
+    shape = _shape(rest.pop(_SHAPE)) if _SHAPE in rest else usual.shape
     values: dict[str, Any] = {
         "factory": factory,
         "schema": {
-            "shape": _shape(rest.pop(_SHAPE, "1x28x28")),
-            "classes": _class_names(rest.pop(_CLASSES, 10)),
+            "shape": shape,
+            "classes": _class_names(rest.pop(_CLASSES)) if _CLASSES in rest else usual.classes,
+            **{key: _numbers(rest.pop(key), key) for key in (_MEAN, _STD) if key in rest},
         },
         "arguments": rest,
     }
+    if shape[:1] == usual.shape[:1]:  # other channels are other things, to normalise in their own way
+        values["schema"] = {_MEAN: usual.mean, _STD: usual.std, **values["schema"]}
     return from_mapping(ModelSpec, values, where="model")
 
 
-def _shape(value: Scalar) -> list[int]:
+def _shape(value: Scalar) -> tuple[int, ...]:
     try:
-        return [int(part) for part in str(value).split("x")]
+        return tuple(int(part) for part in str(value).split("x"))
     except ValueError as error:
         raise ConfigError("write the shape of one example as 1x28x28", path="model.shape") from error
 
 
-def _class_names(value: Scalar) -> list[str]:
+def _class_names(value: Scalar) -> tuple[str, ...]:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ConfigError("classes is a number, or names with commas between", path="model.classes")
     if isinstance(value, int):
-        return [str(index) for index in range(min(value, _MAX_CLASSES + 1))]
-    return [name.strip() for name in value.split(",")]
+        return tuple(str(index) for index in range(min(value, _MAX_CLASSES + 1)))
+    return tuple(name.strip() for name in value.split(","))
+
+
+def _numbers(value: Scalar, key: str) -> Numbers:
+    try:
+        if isinstance(value, str):
+            return tuple(float(part) for part in value.split(","))
+        if not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"{key} is a number, or one for each channel with commas between", path=f"model.{key}")

@@ -10,7 +10,6 @@ import hmac
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NoReturn, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -27,7 +26,6 @@ TAG_BYTES = 16
 PROTOCOL = "shoal.secagg.v4"
 _NONCE = bytes(12)
 _SHA256 = SHA256()
-_REMEMBERED, _LONGEST = 4096, 128  # texts and numbers, and characters of a text
 
 
 class Secret:
@@ -56,23 +54,14 @@ class Secret:
 
 def bind(*fields: str | int | bytes) -> bytes:
     """Fields as one byte string that parses only one way: a type letter, the length, the bytes."""
-    return b"".join([b"b%d:%b" % (len(item), item) if isinstance(item, bytes) else _bound(item) for item in fields])
-
-
-def _bound(item: str | int) -> bytes:
-    """A peer's text may be of any length: what is longer than names are is not remembered."""
-    return _encoded(item) if isinstance(item, str) and len(item) > _LONGEST else _bound_before(item)
-
-
-@lru_cache(maxsize=_REMEMBERED, typed=True)
-def _bound_before(item: str | int) -> bytes:
-    """Purposes, seats and names come again and again, and none is secret. No bytes, which might be."""
-    return _encoded(item)
-
-
-def _encoded(item: str | int) -> bytes:
-    raw = str(item).encode()
-    return (b"s%d:%b" if isinstance(item, str) else b"i%d:%b") % (len(raw), raw)
+    bound = []
+    for item in fields:  # a function for one of them would cost as much as the rest
+        if isinstance(item, bytes):
+            bound.append(b"b%d:%b" % (len(item), item))
+        else:
+            raw = str(item).encode()
+            bound.append((b"s%d:%b" if isinstance(item, str) else b"i%d:%b") % (len(raw), raw))
+    return b"".join(bound)
 
 
 _PROTOCOL = bind(PROTOCOL)

@@ -8,7 +8,11 @@ from coordinator.cli.client import json_option
 
 
 @click.command("build")
-@click.option("--factory", required=True, help="A registered network: cnn-small, or one from an installed package.")
+@click.option(
+    "--factory",
+    required=True,
+    help="A registered network, such as cnn-small or resnet8, or one from an installed package.",
+)
 @click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="Of the network, such as width=32.")
 @click.option(
     "--data",

@@ -112,7 +112,7 @@ def test_a_digit_that_no_devices_could_add_up_to_is_not_decoded(place: int, beyo
     """A device that lies would make the weight negative, or a metric one that nobody may claim."""
     schema = replace(schema_of(5, 8, 3), metrics=(LOSS,))
     vectors = [plain(schema, {"w": np.ones(3, "f4")}, 100, {"loss": 1.0}) for _ in range(3)]
-    total = np.sum(vectors, axis=0, dtype=np.uint64)
+    total = vectors[0] + vectors[1] + vectors[2]
     assert decode(schema, total, 3).weight == 300
     lowest = -3 << (schema.bits - 1)
     worst = changed(schema, total, place, lowest - 1 if beyond == "below" else lowest + 3 * 255 + 1)
