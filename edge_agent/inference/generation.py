@@ -15,7 +15,7 @@ from edge_agent.inference.batching import SLOW
 from edge_agent.inference.buffers import BufferPool
 from edge_agent.inference.ports import ModelSpec
 from edge_agent.inference.stats import Timing, VersionStats
-from edge_agent.runtimes import Session, TensorSpec, available, skipped
+from edge_agent.runtimes import Artifact, Session, TensorSpec, file_name, find
 from edge_agent.runtimes.port import Array
 from shared.errors import (
     ChildFailed,
@@ -71,6 +71,7 @@ class Generation:
     """`fitting`: rows of the largest warm-up batch within the target. `inflight` is the event loop's to change."""
 
     spec: ModelSpec
+    artifact: Artifact
     session: Session
     fitting: int
     stats: VersionStats = field(default_factory=VersionStats)
@@ -110,25 +111,25 @@ def open_generation(spec: ModelSpec, max_bytes: int) -> Opened:
 
     Raises `NotFound`, `DigestMismatch`, `Malformed`, `Unsupported`, `StorageFull`, `Corrupt`.
     """
-    runtime = available().get(spec.runtime)
-    if runtime is None:
-        reason = skipped().get(spec.runtime, "unknown")
-        raise Unsupported(f"runtime {spec.runtime!r} is not usable here ({reason}); there is {', '.join(available())}")
+    runtime = find(spec.runtime)
     start = time.perf_counter()
     data = _checked_bytes(spec, max_bytes)
+    staged = file_name(runtime.artifact)
+    if spec.path.suffix != Path(staged).suffix:  # some runtimes would guess a format from the ending and try it
+        raise Unsupported(f"runtime {spec.runtime!r} loads files like {staged}; {spec.path.name} is none")
     try:
         # A private copy: the file cannot change between check and load, and a graph that refers to other files
-        # (ONNX external data, which the digest does not cover) finds none.
+        # (ONNX external data, say, which the digest does not cover) finds none.
         with tempfile.TemporaryDirectory(prefix="shoal-model-") as folder:
-            path = Path(folder, "model.onnx")
+            path = Path(folder, staged)
             path.write_bytes(data)
             session = runtime.load(path, threads=spec.threads)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull("no space left to load a model: free some in the temporary folder") from error
-        raise Corrupt(f"cannot stage {spec.onnx_path.name}", detail=str(error.strerror)) from error
+        raise Corrupt(f"cannot stage {spec.path.name}", detail=str(error.strerror)) from error
     try:
-        generation, first_ms = _warmed(spec, session)
+        generation, first_ms = _warmed(spec, runtime.artifact, session)
     except ShoalError:
         session.close()
         raise
@@ -137,22 +138,22 @@ def open_generation(spec: ModelSpec, max_bytes: int) -> Opened:
 
 def _checked_bytes(spec: ModelSpec, max_bytes: int) -> bytes:
     try:
-        if not spec.onnx_path.is_file():
-            raise NotFound(f"no model file at {spec.onnx_path}")
-        size = spec.onnx_path.stat().st_size
+        if not spec.path.is_file():
+            raise NotFound(f"no model file at {spec.path}")
+        size = spec.path.stat().st_size
         if size > max_bytes:
-            raise Malformed(f"{spec.onnx_path.name} has {size} bytes, the limit is {max_bytes}")
-        data = spec.onnx_path.read_bytes()
+            raise Malformed(f"{spec.path.name} has {size} bytes, the limit is {max_bytes}")
+        data = spec.path.read_bytes()
     except OSError as error:
-        raise Corrupt(f"cannot read {spec.onnx_path}", detail=str(error.strerror)) from error
+        raise Corrupt(f"cannot read {spec.path}", detail=str(error.strerror)) from error
     if hashlib.sha256(data).hexdigest() != spec.digest:
-        raise DigestMismatch(f"{spec.onnx_path.name} is not the file with digest {spec.digest[:12]}…: fetch it again")
+        raise DigestMismatch(f"{spec.path.name} is not the file with digest {spec.digest[:12]}…: fetch it again")
     return data
 
 
-def _warmed(spec: ModelSpec, session: Session) -> tuple[Generation, float]:
+def _warmed(spec: ModelSpec, artifact: Artifact, session: Session) -> tuple[Generation, float]:
     """Runs zeros through every bucket up to the policy's limit, or to the first one that is far too slow."""
-    generation = Generation(spec, session, fitting=1)
+    generation = Generation(spec, artifact, session, fitting=1)
     first_ms, rows = 0.0, 1
     while True:
         inputs = {tensor.name: _zeros(tensor, rows) for tensor in session.inputs}

@@ -54,7 +54,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[str(loaded.spec.version) for loaded in model.loaded()],
-            platform=f"onnx_{generation.spec.runtime}",
+            platform=f"{generation.artifact}_{generation.spec.runtime}",
             inputs=[_described(spec) for spec in generation.session.inputs],
             outputs=[_described(spec) for spec in generation.session.outputs],
         )

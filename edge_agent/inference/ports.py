@@ -15,12 +15,12 @@ from shared.ids import Digest, parse_digest, parse_name
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One version of a model to load. `digest` is of the file at `onnx_path`, `version` the release number."""
+    """One version of a model to load. `digest` is of the file at `path`, `version` the release number."""
 
     model: str
     version: int
     digest: Digest
-    onnx_path: Path
+    path: Path
     runtime: str
     threads: int = 1
     policy: BatchPolicy = field(default_factory=BatchPolicy)
@@ -120,7 +120,8 @@ class Slots(Protocol):
 
     async def load(self, spec: ModelSpec) -> Loaded:
         """Loads and warms; the same version and digest again returns the slot as it is. Raises `NotFound`,
-        `DigestMismatch`, `Malformed`, `Unsupported` (runtime), `Conflict` (both slots taken)."""
+        `DigestMismatch`, `Malformed`, `Unsupported` (the runtime is not here, or does not load such files), `Conflict`
+        (both slots taken)."""
         ...
 
     async def swap(self, model: str, version: int) -> SlotStatus:

@@ -23,7 +23,7 @@ def spec_to_proto(spec: ModelSpec) -> pb.LoadRequest:
         model=spec.model,
         version=spec.version,
         digest=spec.digest,
-        onnx_path=str(spec.onnx_path),
+        path=str(spec.path),
         runtime=spec.runtime,
         threads=spec.threads,
         policy=pb.BatchPolicy(
@@ -45,7 +45,7 @@ def spec_from_proto(request: pb.LoadRequest) -> ModelSpec:
         model=request.model,
         version=request.version,
         digest=Digest(request.digest),  # checked by ModelSpec
-        onnx_path=Path(request.onnx_path),
+        path=Path(request.path),
         runtime=request.runtime,
         threads=request.threads,
         policy=BatchPolicy(

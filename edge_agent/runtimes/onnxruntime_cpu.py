@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.runtimes.port import Array, Session, TensorSpec, check_inputs
+from edge_agent.runtimes.port import Array, Artifact, Session, TensorSpec, check_inputs, version_of
 from shared.errors import Malformed, NotFound
 
 _SILENT = 4  # fatal only: every failure reaches the caller as an exception, with the same text
@@ -48,12 +48,20 @@ class OnnxRuntime:
     """Adapter for `onnxruntime`. One arena per session; no spinning, because the trainer needs the other core."""
 
     name = "onnxruntime"
+    artifact: Artifact = "onnx"
 
-    def load(self, onnx_path: Path, *, threads: int) -> Session:
+    @property
+    def version(self) -> str:
+        return version_of("onnxruntime", "onnxruntime-gpu")
+
+    def obstacle(self) -> str:
+        return ""
+
+    def load(self, path: Path, *, threads: int) -> Session:
         import onnxruntime as ort
 
-        if not onnx_path.is_file():
-            raise NotFound(f"no model file at {onnx_path}")
+        if not path.is_file():
+            raise NotFound(f"no model file at {path}")
         ort.disable_telemetry_events()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -62,11 +70,11 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         failures = _failures()
         try:
-            session = ort.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             return OnnxSession(session, failures)
         except failures as error:
             raise Malformed(
-                f"ONNX Runtime cannot load {onnx_path.name}: is it a complete ONNX graph?", detail=_first_line(error)
+                f"ONNX Runtime cannot load {path.name}: is it a complete ONNX graph?", detail=_first_line(error)
             ) from error
 
 

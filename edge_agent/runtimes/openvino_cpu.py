@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.runtimes.port import Array, Session, TensorSpec, check_inputs
+from edge_agent.runtimes.port import Array, Artifact, Session, TensorSpec, check_inputs, version_of
 from shared.errors import Malformed, NotFound
 
 
@@ -30,11 +30,19 @@ class OpenVino:
     """Adapter for `openvino`. CPU pinning is off: with it, two one-thread models land on one core."""
 
     name = "openvino"
+    artifact: Artifact = "onnx"
 
-    def load(self, onnx_path: Path, *, threads: int) -> Session:
+    @property
+    def version(self) -> str:
+        return version_of("openvino")
+
+    def obstacle(self) -> str:
+        return ""
+
+    def load(self, path: Path, *, threads: int) -> Session:
         openvino = _import_openvino()
-        if not onnx_path.is_file():
-            raise NotFound(f"no model file at {onnx_path}")
+        if not path.is_file():
+            raise NotFound(f"no model file at {path}")
         config = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -44,11 +52,11 @@ class OpenVino:
         }
         try:
             core = openvino.Core()
-            compiled = core.compile_model(core.read_model(str(onnx_path)), "CPU", config)
+            compiled = core.compile_model(core.read_model(str(path)), "CPU", config)
             return OpenVinoSession(openvino, compiled)
         except (RuntimeError, TypeError, ValueError) as error:
             raise Malformed(
-                f"OpenVINO cannot load {onnx_path.name}: is it a complete ONNX graph?", detail=_last_line(error)
+                f"OpenVINO cannot load {path.name}: is it a complete ONNX graph?", detail=_last_line(error)
             ) from error
 
 

@@ -5,8 +5,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,19 @@ from numpy.typing import NDArray
 from shared.errors import Malformed
 
 Array = NDArray[Any]
+# What a model is made into for a runtime: an ONNX graph, an ExecuTorch program, a LiteRT flatbuffer, a library built by TVM.
+Artifact = Literal["onnx", "pte", "tflite", "tvm"]
+_SUFFIX: Mapping[Artifact, str] = {"onnx": ".onnx", "pte": ".pte", "tflite": ".tflite", "tvm": ".so"}
+
+
+def file_name(artifact: Artifact) -> str:
+    """What an artifact's file is called: runtimes that read several formats go by its ending."""
+    return f"model{_SUFFIX[artifact]}"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A graph's input or output. `shape` has -1 where any size is allowed; `dtype` is NumPy's name ("float32")."""
+    """A model's input or output. `shape` has -1 where any size is allowed; `dtype` is NumPy's name ("float32")."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +43,7 @@ class Latency:
 
 
 class Session(Protocol):
-    """A loaded graph. `run` may be called from several threads at once and releases the GIL while it computes."""
+    """A loaded model. `run` may be called from several threads at once and releases the GIL while it computes."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -44,12 +53,12 @@ class Session(Protocol):
 
     def run(self, inputs: Mapping[str, Array], out: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """All outputs by name. With `out` (an array of the exact shape and type for every output) the answers are
-        written there. Raises `Malformed` for names, shapes or types that do not fit the graph, or values it rejects.
+        written there. Raises `Malformed` for names, shapes or types that do not fit the model, or values it rejects.
         """
         ...
 
     def close(self) -> None:
-        """Frees the graph. Safe to repeat; a later `run` raises `Malformed`."""
+        """Frees the model. Safe to repeat; a later `run` raises `Malformed`."""
         ...
 
 
@@ -57,13 +66,38 @@ class Runtime(Protocol):
     @property
     def name(self) -> str: ...
 
-    def load(self, onnx_path: Path, *, threads: int) -> Session:
-        """Raises `NotFound` when the file is missing and `Malformed` when it is not a graph this runtime can run."""
+    @property
+    def artifact(self) -> Artifact:
+        """What it loads."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of the installed package; empty where it cannot be told, and then nothing measured may be remembered by it."""
+        ...
+
+    def obstacle(self) -> str:
+        """Why it is of no use on this device although its package is installed; empty: it can be used."""
+        ...
+
+    def load(self, path: Path, *, threads: int) -> Session:
+        """Raises `NotFound` when the file is missing and `Malformed` when it is not a model that this runtime can run."""
         ...
 
 
+def version_of(*distributions: str) -> str:
+    """The version of the first that is installed, without importing it; empty where none is. One module may come from
+    several distributions (`onnxruntime`, `onnxruntime-gpu`)."""
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
 def check_inputs(specs: Iterable[TensorSpec], inputs: Mapping[str, Array]) -> None:
-    """Raises `Malformed` unless `inputs` has exactly the graph's names, types and shapes."""
+    """Raises `Malformed` unless `inputs` has exactly the model's names, types and shapes."""
     expected = {spec.name: spec for spec in specs}
     if inputs.keys() != expected.keys():
         raise Malformed(f"inputs are {sorted(inputs)}, the model takes {sorted(expected)}")

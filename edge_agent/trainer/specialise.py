@@ -5,7 +5,7 @@ Without `requantize` nothing here loads torch: the bundle's own graph is judged 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_agent.judge import Evidence
 from edge_agent.judge import judge as refusal_of
-from edge_agent.runtimes import Runtime, Session, available, measure
+from edge_agent.runtimes import Artifact, Runtime, Session, available, file_name, measure
 from edge_agent.storage import Split
 from edge_agent.trainer.variant import Measured, Variant, write_variant
 from shared.bundle import Bundle
@@ -30,16 +30,15 @@ Floats = NDArray[np.float32]
 _REPEATS_ONE, _REPEATS_BATCH = 40, 10
 _CHECKED = 256  # held-out examples that int8 and fake-quantized answers are compared on
 _CALIBRATION = 512
-_SCRATCH = "candidate.onnx"
 _CLEARLY_FASTER = 0.95  # a runtime further down the profile's list must be this much quicker
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A graph, questions with known answers, and where it comes from."""
+    """A model as the artifacts that were made of it, questions with known answers, and where it comes from."""
 
     origin: Literal["local", "shipped"]
-    graph: bytes
+    artifacts: Mapping[Artifact, bytes]
     questions: Floats
     reference: Floats
     weight_bits: int
@@ -48,6 +47,7 @@ class _Candidate:
 @dataclass(frozen=True)
 class _Found:
     runtime: str
+    artifact: Artifact
     fit: Agreement | None
     evaluation: Evaluation | None
     measured: tuple[Measured, ...]
@@ -64,8 +64,8 @@ def specialise(
     seed: int = 0,
     runtimes: Mapping[str, Runtime] | None = None,
 ) -> Variant:
-    """Writes `out_dir` (variant.json, model.onnx), whole or not at all. `data`: None for a device without examples, which takes
-    the release's own graph.
+    """Writes `out_dir` (variant.json and the chosen runtime's artifact), whole or not at all. `data`: None for a device without
+    examples, which takes the release's own graph.
 
     When the local graph does not pass the gate, or cannot be made, the shipped one is taken and the reason recorded. Raises
     `Malformed` for a bundle that is no good, `Unsupported` when no runtime here answers as the bundle says or the graph is over
@@ -74,19 +74,18 @@ def specialise(
     _check_budget(bundle.graph, profile)
     usable = _usable(profile, available() if runtimes is None else runtimes)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out_dir.with_name(f".{out_dir.name}.{_SCRATCH}")
-    bench = _Bench(usable, profile, data or _patterns(bundle), gate, scratch)
+    bench = _Bench(usable, profile, data or _patterns(bundle), gate, out_dir.with_name(f".{out_dir.name}"))
     reason = ""
     if gate.requantize and data is not None:
         try:
             local = _requantized(bundle, data, profile, recovery_batches, seed)
             found = bench.judge(local)
             bench.compare(found, _shipped(bundle))
-            return write_variant(out_dir, _variant(local, found, profile, recovery_batches), local.graph)
+            return _written(out_dir, local, found, profile, batches=recovery_batches)
         except ShoalError as error:
             reason = error.message
     shipped = _shipped(bundle)
-    return write_variant(out_dir, _variant(shipped, bench.judge(shipped), profile, 0, reason), shipped.graph)
+    return _written(out_dir, shipped, bench.judge(shipped), profile, fallback=reason)
 
 
 def _patterns(bundle: Bundle) -> Split:
@@ -122,7 +121,7 @@ def _shipped(bundle: Bundle) -> _Candidate:
     questions = probe_candidates(bundle.spec.schema)[list(probe.indices)]
     reference = np.array(probe.logits, dtype=np.float32).reshape(len(probe.logits), classes)
     bits = bundle.report.weight_bits or bundle.spec.recipe.weight_bits
-    return _Candidate("shipped", bundle.graph, questions, reference, bits)
+    return _Candidate("shipped", {"onnx": bundle.graph}, questions, reference, bits)
 
 
 def _requantized(bundle: Bundle, data: Split, profile: Profile, batches: int, seed: int) -> _Candidate:
@@ -142,11 +141,11 @@ def _requantized(bundle: Bundle, data: Split, profile: Profile, batches: int, se
         rng=rng,
     )
     check_graph(made.onnx, bundle.spec.schema, max_bytes=profile.size_budget_bytes)
-    return _Candidate("local", made.onnx, questions, made.reference, profile.weight_bits)
+    return _Candidate("local", {"onnx": made.onnx}, questions, made.reference, profile.weight_bits)
 
 
 class _Bench:
-    """Runs candidates on this device's runtimes. The scratch file is gone after each use."""
+    """Runs candidates on this device's runtimes. The scratch files (`scratch` with an ending) are gone after each use."""
 
     def __init__(
         self, runtimes: Mapping[str, Runtime], profile: Profile, data: Split, gate: Gate, scratch: Path
@@ -159,11 +158,13 @@ class _Bench:
 
     def judge(self, candidate: _Candidate) -> _Found:
         """The fastest runtime that passes the gate. Raises `Unsupported` if there is none."""
-        write_atomic(self._scratch, candidate.graph)
         try:
-            tried = [self._try(name, runtime, candidate) for name, runtime in self._runtimes.items()]
+            for artifact, model in candidate.artifacts.items():
+                write_atomic(self._staged(artifact), model)
+            tried = [self._try(runtime, candidate) for runtime in self._runtimes.values()]
         finally:
-            self._scratch.unlink(missing_ok=True)
+            for artifact in candidate.artifacts:
+                self._staged(artifact).unlink(missing_ok=True)
         measured = tuple(one.measured[0] for one in tried)
         good = [one for one in tried if not one.measured[0].refused]
         if not good:
@@ -173,7 +174,7 @@ class _Bench:
         for other in good[1:]:
             if other.measured[0].one_ms < best.measured[0].one_ms * _CLEARLY_FASTER:
                 best = other
-        return _Found(best.runtime, best.fit, best.evaluation, measured)
+        return replace(best, measured=measured)
 
     def compare(self, found: _Found, shipped: _Candidate) -> None:
         """Raises `Unsupported` when the shipped graph is better on held-out examples by more than the budget."""
@@ -189,19 +190,24 @@ class _Bench:
         if reason := refusal_of(self._gate, seen):
             raise Unsupported(f"against the shipped graph the local one's {reason}")
 
-    def _try(self, name: str, runtime: Runtime, candidate: _Candidate) -> _Found:
-        try:
-            session = runtime.load(self._scratch, threads=self._profile.threads)
-        except ShoalError as error:
-            return _Found(name, None, None, (Measured(name, refused=error.message),))
-        try:
-            return self._measure(name, session, candidate)
-        except ShoalError as error:
-            return _Found(name, None, None, (Measured(name, refused=error.message),))
-        finally:
-            session.close()
+    def _staged(self, artifact: Artifact) -> Path:
+        return self._scratch.with_name(f"{self._scratch.name}.{file_name(artifact)}")
 
-    def _measure(self, name: str, session: Session, candidate: _Candidate) -> _Found:
+    def _try(self, runtime: Runtime, candidate: _Candidate) -> _Found:
+        try:
+            if runtime.artifact not in candidate.artifacts:
+                raise Unsupported(
+                    f"it loads {file_name(runtime.artifact)}, and none was made of the {candidate.origin} graph"
+                )
+            session = runtime.load(self._staged(runtime.artifact), threads=self._profile.threads)
+            try:
+                return self._measure(runtime, session, candidate)
+            finally:
+                session.close()
+        except ShoalError as error:
+            return _Found(runtime.name, runtime.artifact, None, None, (Measured(runtime.name, refused=error.message),))
+
+    def _measure(self, runtime: Runtime, session: Session, candidate: _Candidate) -> _Found:
         fit = None
         if len(candidate.questions):
             fit = agreement(candidate.reference, self._answers(session, candidate.questions))
@@ -213,7 +219,7 @@ class _Bench:
         batch = np.repeat(example, self._profile.max_batch, axis=0)
         many = measure(session, {INPUT: batch}, _REPEATS_BATCH)
         measured = Measured(
-            runtime=name,
+            runtime=runtime.name,
             one_ms=one.p50_ms,
             one_p99_ms=one.p99_ms,
             batch_ms=many.p50_ms,
@@ -221,7 +227,7 @@ class _Bench:
             top1_agreement=None if fit is None else fit.top1_agreement,
             refused=self._refusal(fit),
         )
-        return _Found(name, fit, evaluation, (measured,))
+        return _Found(runtime.name, runtime.artifact, fit, evaluation, (measured,))
 
     def _answers(self, session: Session, x: Floats) -> Floats:
         """In batches that the profile allows."""
@@ -236,15 +242,16 @@ class _Bench:
         return refusal_of(self._gate, seen)
 
 
-def _variant(
-    candidate: _Candidate, found: _Found, profile: Profile, recovery_batches: int, fallback: str = ""
+def _written(
+    out_dir: Path, candidate: _Candidate, found: _Found, profile: Profile, *, batches: int = 0, fallback: str = ""
 ) -> Variant:
+    model = candidate.artifacts[found.artifact]
     chosen = next(one for one in found.measured if one.runtime == found.runtime)
-    return Variant(
+    variant = Variant(
         runtime=found.runtime,
         origin=candidate.origin,
-        digest=digest_of(candidate.graph),
-        size_bytes=len(candidate.graph),
+        digest=digest_of(model),
+        size_bytes=len(model),
         profile=profile.name,
         weight_bits=candidate.weight_bits,
         batch=profile.max_batch,
@@ -252,7 +259,9 @@ def _variant(
         accuracy=None if found.evaluation is None else found.evaluation.accuracy,
         max_logit_difference=chosen.max_logit_difference,
         top1_agreement=chosen.top1_agreement,
-        recovery_batches=recovery_batches,
+        recovery_batches=batches,
         within_latency_budget=chosen.one_ms <= profile.latency_budget_ms,
+        artifact=found.artifact,
         fallback=fallback,
     )
+    return write_variant(out_dir, variant, model)

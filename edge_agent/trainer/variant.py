@@ -1,4 +1,4 @@
-"""What really serves on this device: a graph for its profile, the runtime to load it with, and what was measured."""
+"""What really serves on this device: a model for its profile, the runtime to load it with, and what was measured."""
 
 import json
 import math
@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from edge_agent.runtimes.port import Artifact, file_name
 from shared.bundle import write_folder
 from shared.errors import ConfigError, Corrupt
 from shared.ids import Digest, digest_of
 from shared.learning.graph import MAX_GRAPH_BYTES
 from shared.settings import from_mapping
 
-VARIANT, GRAPH = "variant.json", "model.onnx"
+VARIANT = "variant.json"
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Measured:
 @dataclass(frozen=True)
 class Variant:
     """`origin`: requantized here, or the bundle's own graph. `accuracy` is of the device's held-out examples, with the chosen
-    runtime; None where the device has none.
+    runtime; None where the device has none. `artifact`: what the runtime loads; variants from before there were several have ONNX.
     """
 
     runtime: str
     origin: Literal["local", "shipped"]
-    digest: Digest  # of model.onnx
+    digest: Digest  # of `file`
     size_bytes: int
     profile: str
     weight_bits: int
@@ -47,6 +48,7 @@ class Variant:
     top1_agreement: float | None = None
     recovery_batches: int = 0
     within_latency_budget: bool = True
+    artifact: Artifact = "onnx"
     fallback: str = ""  # why the shipped graph was taken although a local one was wanted
 
     def __post_init__(self) -> None:
@@ -58,28 +60,38 @@ class Variant:
             raise ValueError("the chosen runtime was not measured")
 
     @property
+    def file(self) -> str:
+        """The artifact's name in the variant's folder."""
+        return file_name(self.artifact)
+
+    @property
     def latency_ms(self) -> float:
         """Median for one request with the chosen runtime."""
         return next(one.one_ms for one in self.measured if one.runtime == self.runtime)
 
 
-def write_variant(path: Path, variant: Variant, graph: bytes) -> Variant:
-    """A folder, whole or absent. Raises `Conflict` if it exists, `StorageFull`."""
-    text = json.dumps(asdict(variant), sort_keys=True, indent=1, allow_nan=False)
-    write_folder(path, {GRAPH: graph, VARIANT: text.encode()})
+def write_variant(path: Path, variant: Variant, model: bytes) -> Variant:
+    """A folder with variant.json and the artifact, whole or absent. Raises `Conflict` if it exists, `StorageFull`."""
+    value = asdict(variant)
+    if (
+        variant.artifact == "onnx"
+    ):  # as before there were others: an agent that is set back to an older version reads it, too
+        del value["artifact"]
+    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False)
+    write_folder(path, {variant.file: model, VARIANT: text.encode()})
     return variant
 
 
 def read_variant(path: Path) -> Variant:
-    """Raises `Corrupt` when the folder is not what `write_variant` left, down to the graph's digest."""
+    """Raises `Corrupt` when the folder is not what `write_variant` left, down to the artifact's digest."""
     try:
         value = json.loads((path / VARIANT).read_bytes())
         if not isinstance(value, dict):
             raise ValueError(f"{VARIANT} is not an object")
         variant = from_mapping(Variant, value, where=VARIANT)
-        graph = path / GRAPH
-        if graph.stat().st_size > MAX_GRAPH_BYTES or digest_of(graph.read_bytes()) != variant.digest:
-            raise ValueError("the graph is not the one that was measured")
+        model = path / variant.file
+        if model.stat().st_size > MAX_GRAPH_BYTES or digest_of(model.read_bytes()) != variant.digest:
+            raise ValueError(f"{variant.file} is not the one that was measured")
     except (OSError, ValueError, ConfigError) as error:
         raise Corrupt(f"{path} is damaged: install the release again", detail=str(error)[:200]) from error
     return variant

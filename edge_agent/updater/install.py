@@ -182,7 +182,7 @@ class Installation:
     async def _load(self, folder: Path, variant: Variant) -> None:
         model, release = self._order.model, self._order.release
         self._shelf.candidate(model, release, self._record.bundle_digest)
-        spec = self._shelf.spec(model, release, variant.digest, folder, variant.runtime)
+        spec = self._shelf.spec(model, release, variant, folder)
         if self._tools.journal.proven(model):  # a service that was just restarted is no device without a model
             await self._shelf.back([model])
         async with self._shelf.changing:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from edge_agent.inference.batching import BatchPolicy
 from edge_agent.inference.ports import ModelSpec, ModelStatus, SlotStatus
 from edge_agent.journal import Proven
-from edge_agent.trainer.variant import GRAPH, read_variant
+from edge_agent.trainer.variant import Variant, read_variant
 from edge_agent.updater.tools import Tools
 from shared.errors import Conflict, NotFound, ShoalError
 from shared.ids import Digest
@@ -59,19 +60,20 @@ class Shelf:
         folder = self._tools.home.path / proven.folder
         variant = await asyncio.to_thread(read_variant, folder)
         if variant.digest != proven.variant_digest:
-            raise Conflict(f"{folder} holds another graph than the one that was proven")
-        spec = self.spec(proven.model, proven.release, variant.digest, folder, proven.runtime)
+            raise Conflict(f"{folder} holds another model than the one that was proven")
+        spec = replace(self.spec(proven.model, proven.release, variant, folder), runtime=proven.runtime)
         async with self.changing:
             await self.make_room(proven.model, proven.release)
             await self._tools.inference.slots.load(spec)
             await self._tools.inference.slots.swap(proven.model, proven.release)
 
-    def spec(self, model: str, release: int, digest: Digest, folder: Path, runtime: str) -> ModelSpec:
+    def spec(self, model: str, release: int, variant: Variant, folder: Path) -> ModelSpec:
         profile = self._tools.profile
         policy = BatchPolicy(
             target_ms=profile.latency_budget_ms, min_batch=profile.min_batch, max_batch=profile.max_batch
         )
-        return ModelSpec(model, release, digest, folder / GRAPH, runtime, threads=profile.threads, policy=policy)
+        path = folder / variant.file
+        return ModelSpec(model, release, variant.digest, path, variant.runtime, threads=profile.threads, policy=policy)
 
     async def make_room(self, model: str, release: int) -> None:
         """Close every slot that is neither live nor `release`."""

@@ -1,5 +1,7 @@
-"""One suite for every runtime adapter."""
+"""One suite for every runtime adapter, on models made into whatever that adapter loads."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.runtimes import Runtime, Session, TensorSpec, available, measure, skipped
+from edge_agent.runtimes import Artifact, Runtime, Session, TensorSpec, available, file_name, find, measure, skipped
+from edge_agent.runtimes.catalog import Known
 from edge_agent.runtimes.port import Array
-from shared.errors import Malformed, NotFound
-from tests.unit.inference.onnx_models import external_data_model, ones, scaling_model, slow_model, two_input_model
+from shared.errors import Malformed, NotFound, Unsupported
+from tests.contract.runtime_artifacts import BAD, MODELS, Models
+from tests.unit.inference.onnx_models import ones
 
 RUNTIMES = available()
 
@@ -22,22 +26,75 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 
 
 @pytest.fixture
-def session(runtime: Runtime, tmp_path: Path) -> Iterator[Session]:
-    session = runtime.load(_written(tmp_path, scaling_model(3.0)), threads=1)
+def models(runtime: Runtime) -> Models:
+    return MODELS[runtime.artifact]
+
+
+@pytest.fixture
+def session(runtime: Runtime, models: Models, tmp_path: Path) -> Iterator[Session]:
+    session = _loaded(runtime, tmp_path, models.scaling(3.0))
     yield session
     session.close()
 
 
-def _written(folder: Path, data: bytes) -> Path:
-    path = folder / "model.onnx"
+def _loaded(runtime: Runtime, folder: Path, data: bytes) -> Session:
+    path = folder / file_name(runtime.artifact)
     path.write_bytes(data)
-    return path
+    return runtime.load(path, threads=1)
 
 
 def test_every_known_runtime_is_either_usable_or_skipped_with_a_reason() -> None:
     assert {"onnxruntime", "openvino"} == RUNTIMES.keys() | skipped().keys()
     assert not RUNTIMES.keys() & skipped().keys()
     assert all(RUNTIMES[name].name == name for name in RUNTIMES)
+    assert all(skipped().values())
+
+
+class Absent:
+    """An adapter that says itself why it cannot be used."""
+
+    artifact: Artifact = "pte"
+    version = ""
+
+    def __init__(self, name: str, obstacle: str) -> None:
+        self.name, self._obstacle = name, obstacle
+
+    def obstacle(self) -> str:
+        return self._obstacle
+
+    def load(self, path: Path, *, threads: int) -> Session:
+        raise AssertionError("it was told that this runtime is of no use")
+
+
+def test_a_runtime_is_skipped_for_its_missing_package_or_for_the_reason_that_it_gives_itself() -> None:
+    known = (
+        Known(Absent("here", ""), "json"),
+        Known(Absent("elsewhere", "never asked"), "no_such_package"),
+        Known(Absent("fast", "this processor has no AMX"), "json"),
+    )
+    assert available(known).keys() == {"here"}
+    assert skipped(known) == {
+        "elsewhere": "the package no_such_package is not installed",
+        "fast": "this processor has no AMX",
+    }
+    assert find("here", known) is known[0].runtime
+    with pytest.raises(Unsupported, match=r"'fast' is not usable here \(this processor has no AMX\); there is here"):
+        find("fast", known)
+    with pytest.raises(Unsupported, match=r"'abacus' is not usable here \(unknown\); there is here"):
+        find("abacus", known)
+    with pytest.raises(Unsupported, match="there is none"):
+        find("fast", known[1:])
+
+
+@pytest.mark.usefixtures("session")  # the adapter has imported its package, in its own careful way
+def test_it_tells_the_version_of_its_package_without_importing_it(runtime: Runtime) -> None:
+    code = (
+        "import sys; from edge_agent.runtimes import find; one = find(sys.argv[1]); print(one.version);"
+        "sys.exit(not one.version or sys.argv[1] in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, runtime.name], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == runtime.version
+    assert sys.modules[runtime.name].__version__.startswith(runtime.version)
 
 
 def test_it_answers_what_the_graph_says(session: Session) -> None:
@@ -49,15 +106,15 @@ def test_it_tells_its_inputs_and_outputs(session: Session) -> None:
     assert session.outputs == (TensorSpec("logits", (-1, 4), "float32"),)
 
 
-def test_a_fixed_batch_size_is_told_as_it_is(runtime: Runtime, tmp_path: Path) -> None:
-    session = runtime.load(_written(tmp_path, scaling_model(1.0, rows=2)), threads=1)
+def test_a_fixed_batch_size_is_told_as_it_is(runtime: Runtime, models: Models, tmp_path: Path) -> None:
+    session = _loaded(runtime, tmp_path, models.scaling(1.0, rows=2))
     assert session.inputs[0].shape == (2, 4)
     with pytest.raises(Malformed, match="shape"):
         session.run({"x": ones(3)})
 
 
-def test_several_inputs_of_several_types(runtime: Runtime, tmp_path: Path) -> None:
-    session = runtime.load(_written(tmp_path, two_input_model()), threads=1)
+def test_several_inputs_of_several_types(runtime: Runtime, models: Models, tmp_path: Path) -> None:
+    session = _loaded(runtime, tmp_path, models.two_inputs())
     answer = session.run({"a": np.full((2, 3), 0.5, np.float32), "b": np.full((2, 3), 2, np.int64)})
     assert answer["sum"].tolist() == [[2.5] * 3] * 2
     assert {spec.name: spec.dtype for spec in session.inputs} == {"a": "float32", "b": "int64"}
@@ -136,27 +193,24 @@ def test_inputs_that_do_not_fit_are_refused_and_the_next_ones_answered(session: 
     assert session.run({"x": ones()})["logits"].tolist() == [[3.0] * 4]
 
 
-BAD_GRAPHS = {
-    "an empty file": b"",
-    "text": b"this is not a model",
-    "half a model": scaling_model(1.0)[:60],
-    "weights in a file that is not there": external_data_model(),
-}
+BAD_FILES = [(name, case) for name, one in RUNTIMES.items() for case in (*BAD, *MODELS[one.artifact].bad)]
 
 
-@pytest.mark.parametrize("case", BAD_GRAPHS)
-def test_a_file_that_is_no_model_is_malformed(runtime: Runtime, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(("name", "case"), BAD_FILES)
+def test_a_file_that_is_no_model_is_malformed(tmp_path: Path, name: str, case: str) -> None:
+    models = MODELS[RUNTIMES[name].artifact]
+    data = BAD[case](models) if case in BAD else models.bad[case]()
     with pytest.raises(Malformed):
-        runtime.load(_written(tmp_path, BAD_GRAPHS[case]), threads=1)
+        _loaded(RUNTIMES[name], tmp_path, data)
 
 
 def test_a_missing_file_is_not_found(runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        runtime.load(tmp_path / "absent.onnx", threads=1)
+        runtime.load(tmp_path / file_name(runtime.artifact), threads=1)
 
 
-def test_several_threads_may_ask_at_once(runtime: Runtime, tmp_path: Path) -> None:
-    session = runtime.load(_written(tmp_path, slow_model(4, size=64)), threads=1)
+def test_several_threads_may_ask_at_once(runtime: Runtime, models: Models, tmp_path: Path) -> None:
+    session = _loaded(runtime, tmp_path, models.slow(4, size=64))
 
     def ask(value: int) -> bool:
         return bool((session.run({"x": ones() * value})["logits"] == value).all())

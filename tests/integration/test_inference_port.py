@@ -91,7 +91,7 @@ async def test_a_candidate_is_compared_with_the_live_version(service: InferenceP
 
 
 REFUSED: dict[str, tuple[Callable[[ModelSpec], ModelSpec], type[ShoalError]]] = {
-    "missing": (lambda spec: replace(spec, onnx_path=spec.onnx_path.with_name("absent.onnx")), NotFound),
+    "missing": (lambda spec: replace(spec, path=spec.path.with_name("absent.onnx")), NotFound),
     "of another digest": (lambda spec: replace(spec, digest=Digest("0" * 64)), DigestMismatch),
     "for an unknown runtime": (lambda spec: replace(spec, runtime="abacus"), Unsupported),
 }

@@ -316,7 +316,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules if sys.m
 
 def test_the_service_imports_neither_torch_nor_flower_nor_a_database_nor_telemetry(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, scaling_model(1.0))
-    command = (sys.executable, "-c", _IMPORTED, str(spec.onnx_path), spec.digest)
+    command = (sys.executable, "-c", _IMPORTED, str(spec.path), spec.digest)
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = set(json.loads(result.stdout))
     assert {"grpc", "numpy", "onnxruntime", "openvino", "edge_agent"} <= imported

@@ -54,11 +54,22 @@ class Liar:
     """A runtime that runs the real one and bends its answers."""
 
     def __init__(self, real: Runtime, bend: float) -> None:
-        self.name = real.name
+        self.name, self.artifact, self.version = real.name, real.artifact, real.version
         self._real, self._bend = real, bend
 
-    def load(self, onnx_path: Path, *, threads: int) -> Session:
-        return BentSession(self._real.load(onnx_path, threads=threads), self._bend)
+    def obstacle(self) -> str:
+        return self._real.obstacle()
+
+    def load(self, path: Path, *, threads: int) -> Session:
+        return BentSession(self._real.load(path, threads=threads), self._bend)
+
+
+class Programs(Liar):
+    """A runtime that loads programs, not graphs."""
+
+    def __init__(self, real: Runtime) -> None:
+        super().__init__(real, 0.0)
+        self.artifact = "pte"
 
 
 class BentSession:
@@ -115,6 +126,16 @@ def test_a_runtime_that_answers_wrong_is_passed_over(release: Bundle, tmp_path: 
     assert variant.runtime == "onnxruntime"
     assert "differ by 3" in refused["openvino"]
     assert refused["onnxruntime"] == ""
+
+
+def test_a_runtime_that_loads_what_was_not_made_is_passed_over(release: Bundle, tmp_path: Path) -> None:
+    real = available()
+    runtimes: dict[str, Runtime] = {**real, "openvino": Programs(real["openvino"])}
+    variant = specialise(release, DATA, PROFILE, tmp_path / "v", gate=AS_SHIPPED, runtimes=runtimes)
+    refused = {one.runtime: one.refused for one in variant.measured}
+    assert (variant.runtime, variant.artifact) == ("onnxruntime", "onnx")
+    assert refused == {"openvino": "it loads model.pte, and none was made of the shipped graph", "onnxruntime": ""}
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["model.onnx", "variant.json"]
 
 
 def test_when_every_runtime_answers_wrong_nothing_is_installed(release: Bundle, tmp_path: Path) -> None:

@@ -21,22 +21,22 @@ class BatchPolicy(_message.Message):
     def __init__(self, target_ms: _Optional[float] = ..., min_batch: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_delay_ms: _Optional[float] = ..., queue_limit: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model", "version", "digest", "onnx_path", "runtime", "threads", "policy")
+    __slots__ = ("model", "version", "digest", "path", "runtime", "threads", "policy")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
-    ONNX_PATH_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     digest: str
-    onnx_path: str
+    path: str
     runtime: str
     threads: int
     policy: BatchPolicy
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., onnx_path: _Optional[str] = ..., runtime: _Optional[str] = ..., threads: _Optional[int] = ..., policy: _Optional[_Union[BatchPolicy, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., runtime: _Optional[str] = ..., threads: _Optional[int] = ..., policy: _Optional[_Union[BatchPolicy, _Mapping]] = ...) -> None: ...
 
 class LoadResponse(_message.Message):
     __slots__ = ("slot", "load_s", "warm_up_ms")

@@ -96,16 +96,23 @@ def _oversize(folder: Path) -> ModelSpec:
 
 def _missing(folder: Path) -> ModelSpec:
     spec = spec_of(folder, scaling_model(2.0), version=2)
-    spec.onnx_path.unlink()
+    spec.path.unlink()
     return spec
 
 
 def _folder(folder: Path) -> ModelSpec:
-    return replace(spec_of(folder, scaling_model(2.0), version=2), onnx_path=folder)
+    return replace(spec_of(folder, scaling_model(2.0), version=2), path=folder)
+
+
+def _renamed(folder: Path) -> ModelSpec:
+    """Good bytes, under a name that would make a runtime try another format on them."""
+    spec = spec_of(folder, scaling_model(2.0), version=2)
+    return replace(spec, path=spec.path.rename(folder / "model.pte"))
 
 
 REFUSED = {
     "missing": (_missing, NotFound),
+    "an artifact that the runtime does not load": (_renamed, Unsupported),
     "a folder": (_folder, NotFound),
     "larger than the limit": (_oversize, Malformed),
     "changed since it was named": (

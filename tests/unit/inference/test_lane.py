@@ -60,7 +60,7 @@ def generation(version: int, *, rows: int = -1, opened: bool = False) -> tuple[G
     if opened:
         session.open.set()
     spec = ModelSpec("digits", version, Digest("ab" * 32), Path("model.onnx"), "onnxruntime", policy=POLICY)
-    return Generation(spec, session, fitting=4), session
+    return Generation(spec, "onnx", session, fitting=4), session
 
 
 def job(x: Array | None = None, *, deadline: float = math.inf) -> Job:
