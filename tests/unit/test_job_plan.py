@@ -163,11 +163,11 @@ def test_a_job_that_is_not_private_has_no_bound_and_says_what_it_sends(job: Path
     assert "epsilon" not in values
     assert (values["bits"], values["bits_of_the_sum"], values["bits_on_the_wire"]) == (4, 6, 10)
     assert found(job, "--parameters", "100000")["bytes_a_parameter"] == pytest.approx(10 / 8, rel=0.01)
-    assert (values["trips"], values["trips_with_keys"], values["trips_saved"]) == (3, 5, 7 * 2)
+    assert (values["trips"], values["trips_with_keys"], values["trips_saved"]) == (3, 5, 15 * 2)
     told = words(job)
     assert "610 parameters, 10 bits each on the wire (b + ⌈log2 40⌉ = 4 + 6)" in told
     assert f"{values['bytes_a_parameter']:.4g} bytes a parameter" in told
-    assert "5 where keys are made: 14 are saved in 8 of them" in told
+    assert "5 where keys are made: 30 are saved in 16 of them" in told
     assert values["first_vector_bytes"] > 2 * values["vector_bytes"], "it takes whole words"
     letters, digests, records = 39 * (72 * 8 + 16), 8 * (64 + 39 * 16), 8 * (39 * 32 + 16)
     assert values["keys_bytes"] == letters + digests + records
