@@ -169,7 +169,7 @@ def test_a_job_that_is_not_private_has_no_bound_and_says_what_it_sends(job: Path
     assert f"{values['bytes_a_parameter']:.4g} bytes a parameter" in told
     assert "5 where keys are made: 30 are saved in 16 of them" in told
     assert values["first_vector_bytes"] > 2 * values["vector_bytes"], "it takes whole words"
-    letters, digests, records = 39 * (72 * 8 + 16), 8 * (64 + 39 * 16), 8 * (39 * 32 + 16)
+    letters, digests, records = 39 * (72 * 16 + 16), 16 * (64 + 39 * 16), 16 * (39 * 32 + 16)
     assert values["keys_bytes"] == letters + digests + records
 
 
