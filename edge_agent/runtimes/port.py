@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from shared.errors import Malformed
 
 Array = NDArray[Any]
-# What a model is made into for a runtime: an ONNX graph, an ExecuTorch program, a LiteRT flatbuffer, a library built by TVM.
-Artifact = Literal["onnx", "pte", "tflite", "tvm"]
-_SUFFIX: Mapping[Artifact, str] = {"onnx": ".onnx", "pte": ".pte", "tflite": ".tflite", "tvm": ".so"}
+# What a model is made into for a runtime: an ONNX graph, or an ExecuTorch program, which no runtime here loads yet.
+Artifact = Literal["onnx", "pte"]
+_SUFFIX: Mapping[Artifact, str] = {"onnx": ".onnx", "pte": ".pte"}
 
 
 def file_name(artifact: Artifact) -> str:

@@ -2,8 +2,8 @@
 
 A scale of zero, NaN or 1e30 turns every answer into noise and passes the ONNX checker. The range allowed here is that of float32
 weights and activations of any use; per channel, there is one scale for each (ONNX operators, `QuantizeLinear`). Sizes are the
-shapes that ONNX infers: a few dozen nodes that each double their input would ask for all memory there is. Where a shape, but for
-the batch, cannot be told, nothing bounds it, and the graph is refused.
+shapes that ONNX infers for one example: a few dozen nodes that each double their input, along whatever axis, would ask for all
+memory there is. What the graph itself says of sizes is not believed; where one cannot be told, the graph is refused.
 """
 
 import math
@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helpe
 from shared.errors import Malformed
 
 MAX_TENSOR_BYTES = 64 * 1024**2
-MAX_VALUE_ELEMENTS = 16 * 1024**2  # of one example
+MAX_VALUE_ELEMENTS = 16 * 1024**2  # of any value, for one example
 LEAST_SCALE, LARGEST_SCALE = 1e-12, 1e6
 _QUANTIZING = frozenset(["QuantizeLinear", "DequantizeLinear"])
 _ZERO_POINTS = frozenset(["int8", "uint8", "int32"])
@@ -27,17 +27,28 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def check_values(model: ModelProto) -> None:
-    """Raises `Malformed` with the name of the value that is wrong. `model` has passed the ONNX checker."""
+    """Raises `Malformed` with the name of the value that is wrong. `model` has passed the ONNX checker and takes one input, a batch
+    of examples; what it says of sizes is lost.
+    """
     stored = {tensor.name: _array(tensor.name, tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        for attribute in node.attribute:
-            for tensor in (attribute.t, *attribute.tensors):
-                if tensor.data_type:
-                    stored[node.output[0]] = _array(node.output[0], tensor)
+        stored |= _constants(node)
     for node in model.graph.node:
         if node.op_type in _QUANTIZING:
             _check_quantizer(node, stored)
     _check_sizes(model)
+
+
+def _constants(node: NodeProto) -> Arrays:
+    """The tensor that a node holds, by the node's output. Numbers beside tensors must be finite, too."""
+    found = {}
+    for attribute in node.attribute:
+        if not np.isfinite([attribute.f, *attribute.floats]).all():
+            raise Malformed(f"{node.output[0][:60]!r} of the graph holds a value that is not finite")
+        for tensor in (attribute.t, *attribute.tensors):
+            if tensor.data_type:
+                found[node.output[0]] = _array(node.output[0], tensor)
+    return found
 
 
 def _array(name: str, tensor: TensorProto) -> NDArray[Any]:
@@ -75,25 +86,26 @@ def _check_quantizer(node: NodeProto, stored: Arrays) -> None:
 
 
 def _check_sizes(model: ModelProto) -> None:
+    del model.graph.value_info[:]
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in stored:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
     try:
         found = shape_inference.infer_shapes(model, data_prop=True).graph
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise Malformed("the shapes of the graph do not fit together", detail=str(error).strip()[:200]) from error
-    sized = {value.name for value in (*found.value_info, *found.input, *found.output) if _check_size(value)}
+    values = {value.name: value for value in (*found.value_info, *found.output)}
     for node in found.node:
-        for name in node.output:
-            if name and name not in sized:
-                raise Malformed(f"the size of {name[:60]!r} of the graph cannot be told before it runs")
+        for name in filter(None, node.output):
+            _check_size(name, values.get(name))
 
 
-def _check_size(value: ValueInfoProto) -> bool:
-    """Whether all axes but the batch's are known. Raises `Malformed` where they are too long."""
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return False
-    axes = tensor.shape.dim[1:] if tensor.shape.dim and not tensor.shape.dim[0].dim_value else tensor.shape.dim
-    if any(not axis.HasField("dim_value") for axis in axes):
-        return False
-    if any(axis.dim_value < 0 for axis in axes) or math.prod(axis.dim_value for axis in axes) > MAX_VALUE_ELEMENTS:
-        raise Malformed(f"{value.name[:60]!r} of the graph has more than {MAX_VALUE_ELEMENTS:,} elements an example")
-    return True
+def _check_size(name: str, value: ValueInfoProto | None) -> None:
+    axes = value.type.tensor_type.shape.dim if value and value.type.tensor_type.HasField("shape") else None
+    if axes is None or not all(axis.HasField("dim_value") and axis.dim_value >= 0 for axis in axes):
+        raise Malformed(f"the size of {name[:60]!r} of the graph cannot be told before it runs")
+    if math.prod(axis.dim_value for axis in axes) > MAX_VALUE_ELEMENTS:
+        raise Malformed(f"{name[:60]!r} of the graph has more than {MAX_VALUE_ELEMENTS:,} elements an example")

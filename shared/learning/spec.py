@@ -165,6 +165,6 @@ def _numbers(value: Scalar, key: str) -> Numbers:
             return tuple(float(part) for part in value.split(","))
         if not isinstance(value, bool):
             return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # refused below, with what is neither text nor number
         pass
     raise ConfigError(f"{key} is a number, or one for each channel with commas between", path=f"model.{key}")

@@ -237,8 +237,10 @@ def decode(schema: Schema, total: Words, count: int, noise: NDArray[np.int64] | 
     changes = _float_changes(schema, sums[start:], count, weight, noise)
     if schema.private:
         return Total(count, weight, {}, {item.name: changes[item.name] for item in schema.arrays})
-    if max(exact[2 : 3 + len(schema.floats) + len(schema.metrics)]) > count * _FULL:
-        raise RoundAborted(f"the sum says more of sizes or metrics than {count} devices can: run the round again")
+    if max(exact[2:]) > count * _FULL:
+        raise RoundAborted(
+            f"the sum says more of sizes, metrics or whole numbers than {count} devices can: run the round again"
+        )
     clipped, *roots = (value / _FULL / count for value in exact[2 : 3 + len(schema.floats)])
     metrics, integers = (
         exact[3 + len(schema.floats) :][: len(schema.metrics)],

@@ -13,7 +13,13 @@ from coordinator.cli.client import json_option
     required=True,
     help="A registered network, such as cnn-small or resnet8, or one from an installed package.",
 )
-@click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="Of the network, such as width=32.")
+@click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the network, such as width=32 or weights=imagenet.",
+)
 @click.option(
     "--data",
     required=True,

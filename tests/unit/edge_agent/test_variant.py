@@ -59,7 +59,7 @@ OLD = """{
  "weight_bits": 7,
  "within_latency_budget": true
 }"""
-FILES: dict[Artifact, str] = {"onnx": "model.onnx", "pte": "model.pte", "tflite": "model.tflite", "tvm": "model.so"}
+FILES: dict[Artifact, str] = {"onnx": "model.onnx", "pte": "model.pte"}
 
 
 @pytest.mark.parametrize("artifact", FILES)

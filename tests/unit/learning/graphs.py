@@ -141,12 +141,27 @@ def with_computed_scale() -> ModelProto:
     return model
 
 
-def with_doublings(times: int = 40) -> ModelProto:
+def with_doublings(times: int = 40, *, axis: int = 1) -> ModelProto:
     """Each node's output is twice as long as its input."""
     model = linear_graph()
     names = ["flat", *(f"twice{place}" for place in range(times))]
     for before, after in pairwise(names):
-        model.graph.node.append(helper.make_node("Concat", [before, before], [after], axis=1))
+        model.graph.node.append(helper.make_node("Concat", [before, before], [after], axis=axis))
+    return model
+
+
+def with_doublings_and_lies() -> ModelProto:
+    """The graph says of itself that nothing grows."""
+    model = with_doublings()
+    for node in model.graph.node[2:]:
+        said = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, ["batch", 16])
+        model.graph.value_info.append(said)
+    return model
+
+
+def with_constant_numbers() -> ModelProto:
+    model = linear_graph()
+    model.graph.node.append(helper.make_node("Constant", [], ["numbers"], value_floats=[1.0, float("nan")]))
     return model
 
 

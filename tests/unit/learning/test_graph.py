@@ -40,7 +40,13 @@ SPOILED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "a zero point of another type": (lambda: graphs.quantized_graph(zero=np.int16(0)), "zero point"),
     "two zero points for one scale": (lambda: graphs.quantized_graph(zero=np.zeros(2, np.uint8)), "zero point"),
     "a weight that is not finite": (lambda: graphs.quantized_graph(bias=[0.0, np.inf, 0.0]), "'bias'.*not finite"),
+    "numbers beside tensors that are not finite": (graphs.with_constant_numbers, "'numbers'.*not finite"),
     "values that double and double": (graphs.with_doublings, "elements an example"),
+    "batches that double and double": (lambda: graphs.with_doublings(axis=0), "elements an example"),
+    "values that double, and lies about it": (
+        graphs.with_doublings_and_lies,
+        "elements an example|not a valid|do not fit",
+    ),
     "a shape that the input decides": (graphs.with_shape_from_input, "cannot be told"),
     "an array that is declared and not there": (graphs.with_long_shape, "not a valid|larger than"),
 }

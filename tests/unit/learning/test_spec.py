@@ -132,6 +132,7 @@ IMPOSSIBLE = [
     {"mean": "grey"},
     {"mean": True},
     {"std": "1,2"},
+    {"mean": 10**400},
     {"std": 0},
 ]
 

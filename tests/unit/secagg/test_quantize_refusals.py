@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shared.errors import RoundAborted, UpdateRejected
 from shared.secagg.packing import Words
 from shared.secagg.quantize import Update, decode, encode
-from shared.secagg.schema import Schema
+from shared.secagg.schema import ArrayField, Schema
 from tests.unit.secagg.vectors import LOSS, ROTATION, Values, plain, schema_of
 
 BAD_WEIGHTS = {"above max_weight": 1234, "negative": -1234, "a fraction": 12.34, "NaN": math.nan, "infinite": math.inf}
@@ -104,6 +104,16 @@ def test_a_sum_with_another_count_weight_or_size_is_not_decoded() -> None:
         with pytest.raises(RoundAborted):
             decode(schema, total, count)
     assert decode(schema, vector, 1).count == 1
+
+
+def test_whole_numbers_beyond_what_devices_can_send_are_not_decoded() -> None:
+    """At 12 bits three digits have room for more than the 32 bits of an exact value."""
+    schema = Schema(5, 12, 100, (), (ArrayField("n", (2,), "int32", 9.0),))
+    total = plain(schema, {"n": np.array([3, -4], "i4")}, 100)
+    assert decode(schema, total, 1).changes["n"] == pytest.approx([3, -4])
+    zero = -(1 << (schema.bits - 1))  # of a digit
+    with pytest.raises(RoundAborted, match="whole numbers"):
+        decode(schema, changed(schema, total, schema.exact * schema.digits - 1, zero + 4095), 1)
 
 
 @pytest.mark.parametrize("place", range(12))
